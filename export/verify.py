@@ -1,0 +1,90 @@
+"""The exported graphs against the published torch model, number by number."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.family import Arrays, Family
+from semisam_tf.sam.manifest import DECODER_FILE, ENCODER_FILE
+from semisam_tf.sam.session import open_session
+
+# Largest difference, relative to the largest magnitude of the output: float32 sums in another order.
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Largest error of one output on one input. `relative` is to the largest magnitude of the published output."""
+
+    graph: str
+    output: str
+    inputs: str
+    batch: int
+    absolute: float
+    relative: float
+
+
+def compare(family: Family, folder: Path, seed: int = 0) -> list[Comparison]:
+    """Runs both graphs in ONNX Runtime beside torch, on random and structured inputs, batch 1 and 3.
+
+    The decoder is given the published encoder's embeddings, so that its error is its own.
+
+    Args:
+        family: The published computation.
+        folder: Holds encoder.onnx and decoder.onnx.
+        seed: Of the inputs.
+    """
+    encoder, decoder = open_session(folder / ENCODER_FILE), open_session(folder / DECODER_FILE)
+    comparisons = []
+    for batch in (1, 3):
+        for kind in ("random", "structured"):
+            arrays = family.examples(np.random.default_rng([seed, batch]), batch, kind)
+            expected = family.published_encoder(arrays)
+            comparisons += _compare(ENCODER_FILE, encoder, arrays, expected, kind, batch)
+            arrays = {**arrays, **expected}
+            comparisons += _compare(DECODER_FILE, decoder, arrays, family.published_decoder(arrays), kind, batch)
+    return comparisons
+
+
+def _compare(graph: str, session: Any, arrays: Arrays, expected: Arrays, kind: str, batch: int) -> list[Comparison]:
+    feeds = {tensor.name: arrays[tensor.name] for tensor in session.get_inputs()}
+    results = []
+    for name, got in zip(expected, session.run(list(expected), feeds), strict=True):
+        if got.shape != expected[name].shape:
+            raise ValueError(
+                f"Expected {name} of {graph} to have the published shape {expected[name].shape}. Received: {got.shape}."
+            )
+        absolute = float(np.abs(got.astype(np.float64) - expected[name]).max())
+        scale = float(np.abs(expected[name]).max())
+        results.append(Comparison(graph, name, kind, batch, absolute, absolute / scale if scale else np.inf))
+    return results
+
+
+def worst(comparisons: list[Comparison]) -> dict[str, dict[str, float]]:
+    """Graph -> largest absolute and relative error, as the manifest keeps them."""
+    return {
+        graph: {
+            "absolute": max(c.absolute for c in comparisons if c.graph == graph),
+            "relative": max(c.relative for c in comparisons if c.graph == graph),
+        }
+        for graph in (ENCODER_FILE, DECODER_FILE)
+    }
+
+
+def passes(comparisons: list[Comparison]) -> bool:
+    """Whether every error is within `TOLERANCE`; not-a-number is not."""
+    return all(c.relative <= TOLERANCE for c in comparisons)
+
+
+def table(comparisons: list[Comparison]) -> str:
+    """The errors for people to read."""
+    rows = [f"{'graph':13} {'output':14} {'input':11} {'batch':>5} {'max abs':>9} {'relative':>9}"]
+    rows += [
+        f"{c.graph:13} {c.output:14} {c.inputs:11} {c.batch:5d} {c.absolute:9.2e} {c.relative:9.2e}"
+        for c in comparisons
+    ]
+    return "\n".join(rows)

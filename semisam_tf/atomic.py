@@ -1,0 +1,33 @@
+"""Files that are whole or absent: written under a temporary name beside their own, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name in the folder of `path` (made if absent) to write to; renamed to `path` on success.
+
+    The temporary name keeps all suffixes of `path`, since image libraries and Keras choose the format by them. Should
+    the block raise, or the process be told to stop, nothing is left under either name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial.{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Writes JSON (no NaN or infinity: they are not JSON)."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,227 @@
+"""Every setting of a run in one frozen dataclass. Flags are made from its fields; it is saved beside every model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from semisam_tf.options import OptionError, check_choices, option
+
+FRAMEWORK_NAMES = ("supervised", "mean_teacher", "uncertainty_aware_mean_teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a 3D segmentation network from few labelled and many unlabelled scans, taught by SAM."""
+
+    preset: str = option("", "Starting values: the paper's setting or one for CPUs; flags override.")
+
+    # Data
+    data_dir: str = option("", "Folder of scans, in any layout that README lists.")
+    workdir: str = option("", "Folder of this run: checkpoints, logs, weights. The same command again resumes it.")
+    train_list: str = option("", "File of training case names, one a line. Empty: <data_dir>/train.list.")
+    labeled: str = option("1", "How many of the list's first cases are labelled, or a file of labelled case names.")
+    exclude_cases: str = option("", "File of cases that training must not touch at all.")
+    quickstart_cohort: bool = option(False, "Make the simulated quick-start cohort in data_dir if it is absent.")
+    n_classes: int = option(2, "Number of classes with background.")
+    default_spacing_mm: tuple[float, ...] = option((), "Voxel spacing x,y,z of files that store none.", unit="mm")
+    training_spacing_mm: tuple[float, ...] = option(
+        (), "Scans are resampled to this spacing x,y,z to train and predict. Empty: their own grid.", unit="mm"
+    )
+    lower_percentile: float = option(0.5, "Intensities below this percentile of the scan are clipped.", unit="percent")
+    upper_percentile: float = option(99.5, "Intensities above this percentile are clipped.", unit="percent")
+
+    # Batches and augmentation
+    batch_size: int = option(4, "Items in a batch.", unit="items")
+    labeled_per_batch: int = option(2, "Labelled items among them; they come first.", unit="items")
+    patch_size: tuple[int, ...] = option((112, 112, 80), "Size x,y,z of a training crop.", unit="voxels")
+    foreground_fraction: float = option(0.0, "Share of labelled crops centred on a labelled voxel.", unit="0..1")
+    augment: str = option("strong", "Set of augmentations to start from.", choices=("none", "paper", "strong"))
+    augment_on: str = option("", "Augmentations to add, separated by commas; README lists their names.")
+    augment_off: str = option("", "Augmentations to leave out, separated by commas.")
+    data_workers: int = option(2, "Threads that prepare batches ahead.", unit="threads")
+
+    # Network
+    network: str = option("vnet", "Network.", choices=("vnet", "unet3d"))
+    filters: int = option(16, "Filters of the first level.", unit="channels")
+    normalisation: str = option("batch", "Normalisation layers.", choices=("batch", "instance", "group", "none"))
+    dropout: float = option(0.5, "Spatial dropout rate at the bottleneck and before the output.", unit="0..1")
+
+    # Method
+    method: str = option("mean_teacher", "Semi-supervised framework.", choices=FRAMEWORK_NAMES)
+    supervised_weight: float = option(1.0, "Weight of cross entropy and Dice (UA-MT publishes 0.5).")
+    consistency_weight: float = option(0.1, "Largest weight of the student-teacher term.")
+    consistency_ramp_steps: int = option(6000, "The consistency weight ramps up over this.", unit="steps")
+    ema_decay: float = option(0.99, "Longest memory of the teacher.", unit="0..1")
+    teacher_noise: float = option(0.1, "Standard deviation of the teacher's input noise, clipped at twice that.")
+    uncertainty_passes: int = option(8, "Noisy teacher passes of UA-MT.", unit="passes")
+    eval_model: str = option(
+        "auto", "Which weights the run is judged and served by. auto: the teacher.", choices=("auto", "student", "teacher")
+    )
+    largest_component: bool = option(False, "Predictions keep the largest connected component of each class.")
+
+    # Optimiser
+    optimizer: str = option("sgd", "sgd is the paper's: momentum, L2 in the gradient.", choices=("sgd", "adamw"))
+    learning_rate: float = option(0.01, "Learning rate at the start.")
+    momentum: float = option(0.9, "Momentum of sgd.")
+    weight_decay: float = option(1e-4, "sgd: L2 added to the gradient of every parameter; adamw: decoupled.")
+    lr_schedule: str = option(
+        "step", "How the learning rate falls.", choices=("step", "poly", "cosine", "constant")
+    )
+    lr_decay_every: int = option(2500, "The step schedule divides the rate by 10 this often.", unit="steps")
+    max_steps: int = option(6000, "Length of training.", unit="steps")
+    seed: int = option(0, "Seed of weights, batches, dropout and noise.")
+
+    # SAM branch
+    sam_mode: str = option(
+        "off",
+        "online: SAM on every batch's crops (the paper). cached: whole scans, each slice encoded once.",
+        choices=("off", "online", "cached"),
+    )
+    sam_dir: str = option("", "Folder of a SAM export; of several separated by commas the last is taken.")
+    sam_start_step: int = option(0, "SAM teaches from this step on.", unit="steps")
+    sam_weight: float = option(0.05, "Largest weight of the SAM term (paper: 0.5 x 0.1).")
+    sam_ramp: str = option("down", "down: SAM lets go towards the end (paper).", choices=("down", "constant"))
+    sam_prompts_from: str = option("teacher", "Whose prediction prompts SAM.", choices=("student", "teacher"))
+    sam_trust: str = option("iou", "Weight of a slice: SAM's own predicted IoU, or one.", choices=("iou", "one"))
+    sam_axis: int = option(2, "Axis along which a scan is cut into slices for a 2D SAM.")
+    sam_margin_vox: int = option(2, "Boxes are drawn this much around a component.", unit="voxels")
+    sam_min_area_vox: int = option(8, "Smaller components of a slice are not prompted.", unit="voxels")
+    sam_max_slices: int = option(0, "online: prompt at most this many slices a crop, drawn at random; 0: all.", unit="slices")
+    sam_refresh_visits: int = option(10, "cached: a scan's target is made anew every so many visits.", unit="visits")
+    sam_cache_dir: str = option("", "Embeddings on disk; may be shared by runs. Empty: <workdir>/sam_cache.")
+    sam_providers: str = option("CPUExecutionProvider", "ONNX Runtime providers, separated by commas.")
+    sam_allow_cpu: bool = option(False, "Go on with the CPU when a provider asked for is not to be had.")
+
+    # Cadence
+    log_every: int = option(20, "Progress and TensorBoard scalars.", unit="steps")
+    image_every: int = option(200, "TensorBoard images.", unit="steps")
+    checkpoint_every: int = option(100, "Checkpoints; the last two are kept.", unit="steps")
+
+    def sam_folder(self) -> str:
+        """The last folder of `sam_dir`, or an empty string."""
+        return [part.strip() for part in self.sam_dir.split(",") if part.strip()][-1] if self.sam_dir.strip(", ") else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """Inverse of `to_dict`. Raises OptionError for names that this version does not know."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise OptionError(f"Settings unknown to this version of semisam-tf: {', '.join(unknown)}.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Reference: SemiSAM 6716784 (shared/FACTS.md section 1); UA-MT: add --method, 112,112,80, 2 labelled, weight 0.5.
+    "paper": {
+        "lower_percentile": 0.0,
+        "upper_percentile": 100.0,
+        "batch_size": 4,
+        "labeled_per_batch": 1,
+        "patch_size": (128, 128, 128),
+        "augment": "paper",
+        "network": "vnet",
+        "filters": 16,
+        "normalisation": "batch",
+        "dropout": 0.5,
+        "consistency_weight": 0.1,
+        "consistency_ramp_steps": 6000,
+        "ema_decay": 0.99,
+        "teacher_noise": 0.1,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "lr_schedule": "step",
+        "lr_decay_every": 2500,
+        "max_steps": 6000,
+        "eval_model": "student",
+        "largest_component": True,
+        "sam_weight": 0.05,
+        "sam_ramp": "down",
+        "sam_trust": "one",
+        "sam_prompts_from": "student",
+    },
+    # Measured on two CPU cores; a flagfile adds the training spacing (half the resolution of the data).
+    "cpu": {
+        "batch_size": 4,
+        "labeled_per_batch": 2,
+        "patch_size": (64, 64, 48),
+        "foreground_fraction": 0.5,
+        "augment": "strong",
+        "network": "vnet",
+        "filters": 8,
+        "normalisation": "instance",
+        "dropout": 0.1,
+        "consistency_weight": 1.0,
+        "consistency_ramp_steps": 300,
+        "ema_decay": 0.99,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-2,
+        "lr_schedule": "cosine",
+        "max_steps": 800,
+        "sam_weight": 0.5,
+        "sam_ramp": "constant",
+    },
+}
+
+
+def validate(config: Config) -> None:
+    """Raises OptionError for settings that cannot work together; each message names the fix."""
+    check_choices(config)
+    rules = [
+        (not config.data_dir, "--data_dir is needed: the folder of scans."),
+        (not config.workdir, "--workdir is needed: a folder for checkpoints and results."),
+        (config.n_classes < 2, "--n_classes counts the background: expected at least 2."),
+        (config.max_steps < 1, "--max_steps: expected at least 1."),
+        (config.filters < 1, "--filters: expected at least 1."),
+        (not 0 <= config.dropout < 1, "--dropout: expected a rate in [0, 1)."),
+        (not 0 <= config.ema_decay < 1, "--ema_decay: expected a value in [0, 1)."),
+        (not 0 <= config.foreground_fraction <= 1, "--foreground_fraction: expected a share in [0, 1]."),
+        (
+            not 0 <= config.lower_percentile < config.upper_percentile <= 100,
+            "--lower_percentile and --upper_percentile: expected 0 <= lower < upper <= 100.",
+        ),
+        (len(config.patch_size) != 3, "--patch_size: expected three sizes x,y,z, as 64,64,48."),
+        (
+            any(n < 16 or n % 16 for n in config.patch_size),
+            "--patch_size: expected multiples of 16, since the networks halve a crop four times.",
+        ),
+        (len(config.default_spacing_mm) not in (0, 3), "--default_spacing_mm: expected three values x,y,z."),
+        (len(config.training_spacing_mm) not in (0, 3), "--training_spacing_mm: expected three values x,y,z."),
+        (
+            any(s <= 0 for s in config.default_spacing_mm + config.training_spacing_mm),
+            "--default_spacing_mm and --training_spacing_mm: expected values above 0.",
+        ),
+        (
+            not 1 <= config.labeled_per_batch <= config.batch_size,
+            "--labeled_per_batch: expected at least 1 and at most --batch_size.",
+        ),
+        (
+            config.method != "supervised" and config.labeled_per_batch == config.batch_size,
+            f"--method={config.method} learns from unlabelled items too: lower --labeled_per_batch or raise --batch_size.",
+        ),
+        (
+            config.method == "uncertainty_aware_mean_teacher" and config.uncertainty_passes < 1,
+            "--uncertainty_passes: expected at least 1.",
+        ),
+        (config.sam_mode != "off" and not config.sam_folder(), "--sam_mode needs --sam_dir: the folder of a SAM export."),
+        (config.sam_mode == "off" and config.sam_start_step > 0, "--sam_start_step has no use with --sam_mode=off."),
+        (
+            config.sam_mode != "off" and config.labeled_per_batch == config.batch_size,
+            "SAM teaches on unlabelled items: lower --labeled_per_batch or set --sam_mode=off.",
+        ),
+        (config.sam_axis not in (0, 1, 2), "--sam_axis: expected 0, 1 or 2."),
+        (
+            min(config.log_every, config.image_every, config.checkpoint_every, config.sam_refresh_visits) < 1,
+            "--log_every, --image_every, --checkpoint_every and --sam_refresh_visits: expected at least 1.",
+        ),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise OptionError(message)

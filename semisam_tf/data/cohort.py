@@ -1,0 +1,63 @@
+"""Loads the scans of a run into the training grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from semisam_tf.data.preprocess import Preprocessing
+from semisam_tf.data.volumes import Volume, find_case, load_volume
+
+
+def load_cohort(
+    data_dir: str | os.PathLike[str],
+    case_ids: Sequence[str],
+    with_label: bool,
+    preprocessing: Preprocessing,
+    default_spacing_mm: Sequence[float] | None,
+    n_classes: int,
+    workers: int = 2,
+) -> list[Volume]:
+    """Finds, reads, normalises and resamples cases; only the training grid stays in memory.
+
+    Args:
+        data_dir: Root of the data.
+        case_ids: Names, the order of the result.
+        with_label: False reads no label at all, see `load_volume`.
+        preprocessing: Normalisation and training spacing.
+        default_spacing_mm: For HDF5 files without spacing.
+        n_classes: With background; larger label values are an error.
+        workers: Threads.
+
+    Raises:
+        FileNotFoundError, ValueError: The first case of the list that is missing or bad, naming its file; or scans
+            with different numbers of channels.
+    """
+
+    def load(case_id: str) -> Volume:
+        files = find_case(data_dir, case_id)
+        volume = load_volume(files, with_label=with_label, default_spacing_mm=default_spacing_mm)
+        try:
+            return preprocessing.to_training_grid(volume, n_classes)
+        except ValueError as error:
+            raise ValueError(f"{files.label or files.image}: {error}") from error
+
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="load")
+    try:
+        volumes = list(executor.map(load, case_ids))
+    finally:
+        # One bad file is enough to stop: the rest need not be read first.
+        executor.shutdown(wait=True, cancel_futures=True)
+    check_channels(volumes)
+    return volumes
+
+
+def check_channels(volumes: Sequence[Volume]) -> None:
+    """Raises ValueError unless all scans have the same number of channels."""
+    for volume in volumes:
+        if volume.image.shape[-1] != volumes[0].image.shape[-1]:
+            raise ValueError(
+                f"Expected all scans to have the same channels. Received: {volumes[0].image.shape[-1]} in case "
+                f"{volumes[0].case_id!r}, {volume.image.shape[-1]} in case {volume.case_id!r}."
+            )

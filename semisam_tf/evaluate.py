@@ -1,0 +1,116 @@
+"""Scores a finished run on labelled scans: `python -m semisam_tf.evaluate --workdir=DIR --data_dir=DIR --cases=FILE`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semisam_tf.options import OptionError, option, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores a finished run on labelled scans: overlap and surface distances on the scans' own grid."""
+
+    workdir: str = option("", "Folder of a finished run.")
+    data_dir: str = option("", "Folder of scans, in any layout that README lists.")
+    cases: str = option("", "File of case names to score, one a line.")
+    output: str = option("", "JSON file to write. Empty: <workdir>/metrics.json.")
+    model: str = option("auto", "auto: as the run decided.", choices=("auto", "student", "teacher"))
+    overlap: float = option(0.5, "Share of a sliding window that neighbours have in common.", unit="0..1")
+    default_spacing_mm: tuple[float, ...] = option(
+        (), "Voxel spacing x,y,z of files that store none. Empty: as in training.", unit="mm"
+    )
+    picture: str = option("", "PNG of the best, median and worst case. Empty: beside the output.")
+    save_masks: str = option("", "Folder for predicted masks (NIfTI, in each scan's own geometry). Empty: none.")
+    min_dice: float = option(0.0, "Exit with 1 when the mean Dice is below this.", unit="0..1")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Scores every case and writes JSON and picture.
+
+    Returns:
+        The JSON's contents (see README).
+
+    Raises:
+        ValueError, FileNotFoundError: A case, its label or the run is missing or unreadable; all cases are looked up
+            before the first is predicted.
+    """
+    for name in ("workdir", "data_dir", "cases"):
+        if not getattr(config, name):
+            raise OptionError(f"--{name} is needed (--help lists every flag).")
+    from absl import logging
+
+    from semisam_tf.atomic import write_json
+    from semisam_tf.data.splits import read_cases
+    from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
+    from semisam_tf.inference.evaluation import evaluate_cases
+    from semisam_tf.inference.picture import save_picture
+    from semisam_tf.inference.predictor import load_predictor, read_result
+
+    workdir = Path(config.workdir)
+    predictor, which = load_predictor(workdir, config.model, config.overlap)
+    case_ids = read_cases(config.cases)
+    files = {case_id: find_case(config.data_dir, case_id) for case_id in case_ids}
+    spacing_mm = config.default_spacing_mm or predictor.config.default_spacing_mm or None
+    masks: dict[str, np.ndarray] = {}
+
+    def load(case_id: str) -> Volume:
+        return load_volume(files[case_id], with_label=True, default_spacing_mm=spacing_mm)
+
+    def keep(volume: Volume, mask: np.ndarray, scores: dict[str, Any]) -> None:
+        masks[volume.case_id] = mask
+        if config.save_masks:
+            save_mask(Path(config.save_masks) / f"{volume.case_id}.nii.gz", mask, volume)
+        logging.info("%d/%d  %s  Dice %.4f", len(masks), len(case_ids), volume.case_id, scores["dice"])
+
+    report = evaluate_cases(predictor.mask, load, case_ids, predictor.config.n_classes, keep)
+    output = Path(config.output or workdir / "metrics.json")
+    picture = Path(config.picture or output.with_suffix(".png"))
+    report |= {"model": which, "sam": read_result(workdir)["sam"]}
+    write_json(output, report)
+    save_picture(picture, report, load, masks)
+    report |= {"output": str(output), "picture": str(picture)}
+    return report
+
+
+def evaluate_command(config: EvaluateConfig) -> int:
+    """Evaluates, prints the means, and holds them against `--min_dice`."""
+    from semisam_tf.flavour import require_tensorflow
+
+    require_tensorflow()
+    report = evaluate(config)
+    mean, std = report["mean"], report["std"]
+    shown = "  ".join(f"{name} {_figure(mean[name])} +- {_figure(std[name])}" for name in mean)
+    sys.stdout.write(f"{len(report['cases'])} cases, {report['model']}: {shown}, empty {report['n_empty']}\n")
+    if report["sam"]:
+        sam = report["sam"]
+        sys.stdout.write(
+            f"In training: {sam['sam_calls']:.0f} SAM calls ({sam['slices_encoded']:.0f} slices encoded, "
+            f"{sam['prompts_decoded']:.0f} prompts decoded), {sam['taught_share']:.1%} of the unlabelled voxels taught, "
+            f"mean weight {sam['mean_weight']:.3f}\n"
+        )
+    sys.stdout.write(f"Metrics: {report['output']}\nPicture: {report['picture']}\n")
+    if mean["dice"] < config.min_dice:
+        sys.stderr.write(f"error: mean Dice {mean['dice']:.4f} is below --min_dice={config.min_dice}.\n")
+        return 1
+    return 0
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(EvaluateConfig, "semisam_tf.evaluate", sys.argv[1:] if argv is None else argv, evaluate_command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Whole-scan prediction from a network that sees windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from semisam_tf import geometry
+
+# Image windows float32 [B, x, y, z, C] -> class probabilities float32 [B, x, y, z, K].
+Predict = Callable[[np.ndarray], np.ndarray]
+
+BLENDS = ("gaussian", "uniform")
+
+
+def predict_probs(
+    predict: Predict,
+    image: np.ndarray,
+    window: Sequence[int],
+    overlap: float = 0.5,
+    blend: str = "gaussian",
+    window_batch: int = 1,
+) -> np.ndarray:
+    """Weighted mean of the probabilities of overlapping windows.
+
+    Args:
+        predict: The network. Gets batches of exactly `window`; the last one of a scan may hold fewer items.
+        image: float32 [X, Y, Z, C], normalised. Where it is smaller than the window it is padded with zeros (the mean
+            of a z-scored scan) on both sides, and the padding is cut off again.
+        window: Voxels of the window, (x, y, z).
+        overlap: Share of a window that neighbours have in common at least, in [0, 1).
+        blend: "gaussian" trusts the middle of a window most; "uniform" is the plain mean, as published.
+        window_batch: Windows per call of `predict`.
+
+    Returns:
+        float32 [X, Y, Z, K]; sums to 1 over K where the predictions do.
+
+    Raises:
+        ValueError: Bad image, blend, overlap or batch, or a prediction of another size than the window.
+    """
+    if image.ndim != 4:
+        raise ValueError(f"Expected an image [X, Y, Z, C]. Received: image.shape={image.shape}.")
+    if blend not in BLENDS:
+        raise ValueError(f"Expected blend to be one of {BLENDS}. Received: blend={blend!r}.")
+    if window_batch < 1:
+        raise ValueError(f"Expected at least 1 window in a batch. Received: window_batch={window_batch}.")
+    window = tuple(int(n) for n in window)
+    padded, undo = geometry.pad_to(np.asarray(image, np.float32), window)
+    starts = geometry.window_starts(padded.shape[:3], window, overlap)
+    weights = geometry.gaussian_window(window) if blend == "gaussian" else np.ones(window, np.float32)
+
+    total: np.ndarray | None = None
+    weight_sum = np.zeros((*padded.shape[:3], 1), np.float32)
+    for first in range(0, len(starts), window_batch):
+        places = [_place(start, window) for start in starts[first : first + window_batch]]
+        probs = np.asarray(predict(np.stack([padded[place] for place in places])))  # [b, x, y, z, K]
+        if probs.ndim != 5 or probs.shape[:4] != (len(places), *window):
+            raise ValueError(
+                f"Expected predictions of the windows' size, {(len(places), *window)} and classes. "
+                f"Received: predict(...).shape={probs.shape}."
+            )
+        if total is None:
+            total = np.zeros((*padded.shape[:3], probs.shape[-1]), np.float32)
+        for place, item in zip(places, probs, strict=True):
+            total[place] += item * weights[..., None]
+            weight_sum[place] += weights[..., None]
+    if total is None:
+        raise RuntimeError(f"No window was placed on an image of shape {padded.shape}.")
+    return np.ascontiguousarray((total / weight_sum)[undo[:3]])
+
+
+def _place(start: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(low, low + n) for low, n in zip(start, window, strict=True))

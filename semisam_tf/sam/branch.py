@@ -1,0 +1,225 @@
+"""From a prediction to SAM's target: slices, prompts, encoder (once per slice), decoder, masks, trust."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
+from semisam_tf.sam.frame import SliceFrame, clip_range
+from semisam_tf.sam.prompts import boxes_per_slice
+from semisam_tf.sam.session import SamSession
+from semisam_tf.sam.target import SamTarget, dice
+
+# Slices whose embeddings (4 MiB each) and logits are held at a time.
+_SLICES_AT_A_TIME = 16
+TRUSTS = ("iou", "one")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """One box: in which slice, for which class; (x first, y first, x last, y last) in voxels of the slice."""
+
+    slice_index: int
+    class_index: int
+    box_vox: tuple[int, int, int, int]
+
+
+class SamBranch:
+    """Prompts a 2D SAM with a prediction's boxes, slice by slice.
+
+    Args:
+        session: The model.
+        axis: Axis of [X, Y, Z] along which the scan is cut into slices. Of the two others the first runs along the
+            picture's columns (x), the second along its rows (y).
+        margin_vox: Voxels added around each component's box.
+        min_area_vox: Components of fewer voxels in a slice are not prompted.
+        max_slices: Prompt at most so many slices of a scan, drawn at random; 0 for all.
+        trust: Weight of a prompted slice: "iou" for SAM's own predicted IoU, clipped to [0, 1] (mean over the slice's
+            prompts); "one" for 1.
+        channel: The image channel that SAM sees.
+        cache: Where embeddings are kept for `target` calls with a key; None to encode each time.
+
+    Raises:
+        ValueError: The model takes no boxes, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        session: SamSession,
+        axis: int = 2,
+        margin_vox: int = 2,
+        min_area_vox: int = 8,
+        max_slices: int = 0,
+        trust: str = "iou",
+        channel: int = 0,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        manifest = session.manifest
+        if not manifest.prompts["box"]:
+            raise ValueError(
+                f"Expected a SAM that takes boxes; {manifest.family} does not: {manifest.prompt_notes.get('box', '')}"
+            )
+        if axis not in (0, 1, 2) or trust not in TRUSTS or max_slices < 0 or margin_vox < 0:
+            raise ValueError(
+                f"Expected axis 0, 1 or 2, trust one of {TRUSTS}, max_slices and margin_vox at least 0. "
+                f"Received: axis={axis}, trust={trust!r}, max_slices={max_slices}, margin_vox={margin_vox}."
+            )
+        self.session, self.cache = session, cache
+        self.axis, self.channel, self.trust = axis, channel, trust
+        self.margin_vox, self.min_area_vox, self.max_slices = margin_vox, min_area_vox, max_slices
+        self._digest = manifest.digest()
+        # [X, Y, Z] -> [slices, rows, columns]; its own inverse is what `_to_volume` applies.
+        self._order = (axis, *[a for a in (2, 1, 0) if a != axis])
+
+    def target(
+        self,
+        image: np.ndarray,
+        class_probs: np.ndarray,
+        key: str | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> SamTarget:
+        """SAM's target for one scan or crop.
+
+        A slice without a prompt, and one whose component fills it (it shows no border to find), gets weight 0.
+
+        Args:
+            image: float32 [X, Y, Z, C].
+            class_probs: float32 [X, Y, Z, K], a network's prediction; K is at least 2.
+            key: Name of the scan, for the cache; None to leave the cache alone (crops).
+            rng: Draws the slices; needed only with `max_slices`.
+
+        Raises:
+            ValueError: Shapes do not fit, or `rng` is missing.
+        """
+        if image.ndim != 4 or class_probs.ndim != 4 or image.shape[:3] != class_probs.shape[:3]:
+            raise ValueError(
+                "Expected image [X, Y, Z, C] and class_probs [X, Y, Z, K] of one grid. "
+                f"Received: image={image.shape}, class_probs={class_probs.shape}."
+            )
+        # [slices, rows, columns]
+        planes = np.ascontiguousarray(image[..., self.channel].transpose(self._order), np.float32)
+        predicted_mask = class_probs.argmax(axis=-1).astype(np.uint8).transpose(self._order)
+        prompts = self._prompts(predicted_mask, class_probs.shape[-1], rng)
+        frame = SliceFrame.of(planes.shape[1:], self.session.manifest)
+        sam_mask, slice_weight, ious = self._answer(planes, prompts, frame, key, class_probs.shape[-1])
+        return self._target(sam_mask, slice_weight, ious, predicted_mask, class_probs.shape[-1])
+
+    def encode_scan(self, image: np.ndarray, key: str) -> int:
+        """Encodes every slice of a scan [X, Y, Z, C] into the cache ahead of time; returns how many were new.
+
+        Raises:
+            ValueError: The branch has no cache.
+        """
+        if self.cache is None:
+            raise ValueError("Expected a SamBranch with a cache. Received: cache=None.")
+        planes = np.ascontiguousarray(image[..., self.channel].transpose(self._order), np.float32)
+        frame = SliceFrame.of(planes.shape[1:], self.session.manifest)
+        stored = self._stored(planes, key)
+        new = stored.missing(range(len(planes))) if stored is not None else []
+        for index in new:
+            self._embeddings(planes, [index], frame, clip_range(planes, self.session.manifest.scaling), stored)
+        return len(new)
+
+    def _prompts(self, predicted_mask: np.ndarray, n_classes: int, rng: np.random.Generator | None) -> list[_Prompt]:
+        prompts = []
+        full = predicted_mask[0].size
+        for index in np.flatnonzero(predicted_mask.any(axis=(1, 2))):
+            for class_index in range(1, n_classes):
+                foreground_mask = predicted_mask[index] == class_index
+                if np.count_nonzero(foreground_mask) == full:
+                    continue
+                boxes = boxes_per_slice(foreground_mask, self.margin_vox, self.min_area_vox)
+                prompts += [_Prompt(int(index), class_index, tuple(box)) for box in boxes.tolist()]
+        slices = sorted({prompt.slice_index for prompt in prompts})
+        if self.max_slices and len(slices) > self.max_slices:
+            if rng is None:
+                raise ValueError("Expected rng to draw the slices with. Received: rng=None with max_slices set.")
+            drawn = set(rng.choice(slices, self.max_slices, replace=False).tolist())
+            prompts = [prompt for prompt in prompts if prompt.slice_index in drawn]
+        return prompts
+
+    def _answer(
+        self, planes: np.ndarray, prompts: list[_Prompt], frame: SliceFrame, key: str | None, n_classes: int
+    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
+        """SAM's class of each voxel uint8 [slices, rows, columns], weight of each slice, predicted IoU of each prompt.
+
+        Prompts of one class in one slice are joined; where classes meet, the larger logit wins.
+        """
+        manifest = self.session.manifest
+        sam_mask = np.zeros(planes.shape, np.uint8)
+        slice_weight = np.zeros(len(planes), np.float32)
+        ious: list[float] = []
+        if not prompts:
+            return sam_mask, slice_weight, ious
+        scan_range = clip_range(planes, manifest.scaling)
+        stored = self._stored(planes, key)
+        slices = sorted({prompt.slice_index for prompt in prompts})
+        for start in range(0, len(slices), _SLICES_AT_A_TIME):
+            chunk = slices[start : start + _SLICES_AT_A_TIME]
+            position = {index: i for i, index in enumerate(chunk)}
+            asked = [prompt for prompt in prompts if prompt.slice_index in position]
+            embeddings = self._embeddings(planes, chunk, frame, scan_range, stored)
+            decoded = self.session.decode(
+                embeddings[[position[prompt.slice_index] for prompt in asked]],
+                {"boxes": frame.boxes(np.array([prompt.box_vox for prompt in asked]))},
+            )
+            # [chunk, classes, rows, columns]; the background's logit is the threshold itself.
+            best = np.full((len(chunk), n_classes, *planes.shape[1:]), -np.inf, np.float32)
+            best[:, 0] = manifest.mask_threshold_logits
+            trusted: dict[int, list[float]] = {index: [] for index in chunk}
+            for prompt, logits, iou in zip(asked, frame.logits(decoded.logits), decoded.predicted_iou, strict=True):
+                place = best[position[prompt.slice_index], prompt.class_index]
+                np.maximum(place, logits, out=place)
+                trusted[prompt.slice_index].append(float(iou))
+            sam_mask[chunk] = best.argmax(axis=1)
+            for index, values in trusted.items():
+                slice_weight[index] = 1.0 if self.trust == "one" else np.clip(values, 0, 1).mean()
+                ious += values
+        return sam_mask, slice_weight, ious
+
+    def _embeddings(
+        self,
+        planes: np.ndarray,
+        indices: Sequence[int],
+        frame: SliceFrame,
+        scan_range: tuple[float, float],
+        stored: ScanEmbeddings | None,
+    ) -> np.ndarray:
+        """float16 [N, *embedding_shape] of slices, from the cache where it has them."""
+        scaling = self.session.manifest.scaling
+        missing = list(indices) if stored is None else stored.missing(indices)
+        fresh = np.zeros((0, *self.session.manifest.embedding_shape), np.float16)
+        if missing:
+            pictures = np.stack([frame.picture(planes[i], scaling, scan_range) for i in missing])
+            fresh = quantise(self.session.encode(pictures))
+        if stored is None:
+            return fresh
+        if missing:
+            stored.write(missing, fresh)
+        return stored.read(indices)
+
+    def _stored(self, planes: np.ndarray, key: str | None) -> ScanEmbeddings | None:
+        if self.cache is None or key is None:
+            return None
+        content = content_key(planes, self._digest, self.axis)
+        return self.cache.scan(key, content, len(planes), self.session.manifest.embedding_shape)
+
+    def _target(
+        self, sam_mask: np.ndarray, slice_weight: np.ndarray, ious: list[float], predicted_mask: np.ndarray, n_classes: int
+    ) -> SamTarget:
+        back = np.argsort(self._order)
+        weight = np.broadcast_to(slice_weight[:, None, None], sam_mask.shape).transpose(back)
+        prompted = slice_weight > 0
+        scores = {
+            "prompts": float(len(ious)),
+            "slices_prompted": float(np.count_nonzero(prompted)),
+            "weighted_share": float(np.mean(prompted)),
+            "mean_weight": float(slice_weight[prompted].mean()) if prompted.any() else 0.0,
+            "predicted_iou": float(np.mean(ious)) if ious else 0.0,
+            "agreement": dice(sam_mask[prompted] > 0, predicted_mask[prompted] > 0) if prompted.any() else 0.0,
+        }
+        probs = np.eye(n_classes, dtype=np.float32)[sam_mask.transpose(back)]
+        return SamTarget(np.ascontiguousarray(probs), np.ascontiguousarray(weight), scores)

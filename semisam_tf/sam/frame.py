@@ -1,0 +1,96 @@
+"""A slice and the picture that a 2D SAM sees of it: where each voxel goes, and back.
+
+Pictures are [rows, columns]; a box is (x first, y first, x last, y last) with x along columns, both ends within.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from semisam_tf.geometry import resample
+from semisam_tf.sam.manifest import Manifest, Scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceFrame:
+    """The map between slices of one size and a SAM's picture.
+
+    The longer side is resized to the picture's, the other in proportion; the rest is below and to the right. Both grids
+    share their outer edges, so voxel `i` covers pixels `i * ratio` to `(i + 1) * ratio - 1`.
+
+    Reference: `ResizeLongestSide` of segment-anything and MedSAM's `pad_image`.
+    Departs: boxes are mapped by the voxels' edges; the published code scales the two indices, which cuts up to one
+    voxel from the far side and shifts the near one by half a pixel.
+
+    Attributes:
+        slice_size: Rows and columns of the slice, in voxels.
+        resized: Rows and columns that the slice takes in the picture, in pixels.
+        picture_size: Rows and columns of the picture.
+        logits_size: Rows and columns of the decoder's mask, which covers the whole picture.
+    """
+
+    slice_size: tuple[int, int]
+    resized: tuple[int, int]
+    picture_size: tuple[int, int]
+    logits_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, slice_size: Sequence[int], manifest: Manifest) -> SliceFrame:
+        """Frame of slices of `slice_size` for the SAM of `manifest`.
+
+        Raises:
+            ValueError: The SAM is not a 2D one, or the size is not two positive numbers.
+        """
+        if manifest.dims != 2:
+            raise ValueError(f"Expected a SAM of slices (dims=2). Received: dims={manifest.dims}.")
+        rows, columns = (int(n) for n in slice_size)
+        if rows < 1 or columns < 1:
+            raise ValueError(f"Expected a slice of at least 1x1. Received: slice_size={tuple(slice_size)}.")
+        height, width = manifest.input_size
+        scale = min(height / rows, width / columns)
+        resized = (min(height, max(1, int(rows * scale + 0.5))), min(width, max(1, int(columns * scale + 0.5))))
+        low_rows, low_columns = manifest.logits_size
+        return cls((rows, columns), resized, (height, width), (low_rows, low_columns))
+
+    def picture(self, plane: np.ndarray, scaling: Scaling, scan_range: tuple[float, float]) -> np.ndarray:
+        """Picture of one slice.
+
+        Args:
+            plane: [rows, columns] intensities, any scale.
+            scaling: The manifest's.
+            scan_range: Intensities of the whole scan at `scaling.clip_percentiles`, from `clip_range`.
+
+        Returns:
+            float32 [picture rows, picture columns] in [0, 1]; a constant slice is all zeros.
+        """
+        resized = resample(np.clip(plane, *scan_range), self.resized, axes=(0, 1))
+        low, high = (resized.min(), resized.max()) if scaling.unit == "slice" else scan_range
+        result = np.zeros(self.picture_size, np.float32)
+        if high > low:
+            result[: self.resized[0], : self.resized[1]] = np.clip((resized - low) / (high - low), 0, 1)
+        return result
+
+    def boxes(self, boxes_vox: np.ndarray) -> np.ndarray:
+        """Boxes of voxels -> boxes of pixels, float32 [N, 4], both as (x first, y first, x last, y last)."""
+        boxes_vox = np.asarray(boxes_vox, np.float64).reshape(-1, 4)
+        ratio = np.array([self.resized[1] / self.slice_size[1], self.resized[0] / self.slice_size[0]])
+        first, last = boxes_vox[:, :2] * ratio, (boxes_vox[:, 2:] + 1) * ratio - 1
+        # A voxel smaller than a pixel (shrunk slices) still is a box of one pixel, not an inverted one.
+        return np.concatenate([first, np.maximum(first, last)], axis=1).astype(np.float32)
+
+    def logits(self, low_res_logits: np.ndarray) -> np.ndarray:
+        """Decoder's masks -> float32 [N, rows, columns] logits on the slice's own voxels."""
+        rows, columns = (
+            max(1, round(part * low / full))
+            for part, low, full in zip(self.resized, self.logits_size, self.picture_size, strict=True)
+        )
+        return resample(low_res_logits[:, :rows, :columns], self.slice_size, axes=(1, 2))
+
+
+def clip_range(image: np.ndarray, scaling: Scaling) -> tuple[float, float]:
+    """Intensities of a whole scan at the percentiles that SAM's pictures are clipped to."""
+    low, high = np.percentile(image, scaling.clip_percentiles)
+    return float(low), float(high)

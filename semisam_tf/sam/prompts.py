@@ -1,0 +1,84 @@
+"""Prompts from predictions, never from labels: boxes, clicks and mask logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+_EIGHT_CONNECTED = np.ones((3, 3), bool)
+
+
+class Click(NamedTuple):
+    """One point prompt: where (voxel indices along the mask's axes), and whether it is inside the target."""
+
+    click_vox: tuple[int, ...]
+    inside: bool
+
+
+def boxes_per_slice(foreground_mask: np.ndarray, margin_vox: int = 0, min_area_vox: int = 1) -> np.ndarray:
+    """One box per 8-connected component of a slice's foreground.
+
+    Args:
+        foreground_mask: bool [rows, columns], from a prediction.
+        margin_vox: Each box is widened by so many voxels on each side, and cut at the slice's border.
+        min_area_vox: Components of fewer voxels get no box.
+
+    Returns:
+        int64 [N, 4] as (x first, y first, x last, y last): x along columns, both ends within. N is 0 for an empty
+        mask. Ordered by the components' first voxels.
+
+    Raises:
+        ValueError: The mask is not two-dimensional, or the margin is negative.
+    """
+    if foreground_mask.ndim != 2 or margin_vox < 0:
+        raise ValueError(
+            "Expected a mask [rows, columns] and a margin of at least 0. "
+            f"Received: shape={foreground_mask.shape}, margin_vox={margin_vox}."
+        )
+    components, count = ndimage.label(foreground_mask, structure=_EIGHT_CONNECTED)
+    if not count:
+        return np.zeros((0, 4), np.int64)
+    areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
+    boxes = [
+        (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
+        for (rows, columns), area in zip(ndimage.find_objects(components), areas, strict=True)
+        if area >= min_area_vox
+    ]
+    widened = np.array(boxes, np.int64).reshape(-1, 4) + [-margin_vox, -margin_vox, margin_vox, margin_vox]
+    last_row, last_column = np.array(foreground_mask.shape) - 1
+    return np.clip(widened, 0, [last_column, last_row, last_column, last_row])
+
+
+def click(predicted: np.ndarray, guide: np.ndarray, rng: np.random.Generator) -> Click | None:
+    """Draws the next click: a voxel where SAM's mask and the guide differ, as the guide has it.
+
+    Reference: the click loop of SemiSAM 6716784.
+    Departs: the guide is the foreground of a prediction (published: the background channel, thresholded at 0); where
+    the two agree everywhere there is no click (published: a crash).
+
+    Args:
+        predicted: bool, SAM's mask so far; all False at the start.
+        guide: bool, same shape, the student's or the teacher's prediction.
+        rng: Chooses the voxel, uniformly.
+
+    Returns:
+        The click, or None where nothing differs.
+    """
+    wrong = np.flatnonzero(predicted != guide)
+    if not len(wrong):
+        return None
+    index = np.unravel_index(wrong[rng.integers(len(wrong))], guide.shape)
+    return Click(tuple(int(i) for i in index), bool(guide[index]))
+
+
+def mask_prompt_logits(probs: np.ndarray, limit: float = 10.0) -> np.ndarray:
+    """Probabilities -> float32 logits in [-limit, limit], which is what SAM takes as a mask prompt.
+
+    Departs: the published code hands over the probabilities themselves.
+    """
+    probs = np.asarray(probs, np.float64)
+    with np.errstate(divide="ignore"):
+        logits = np.log(probs) - np.log1p(-probs)
+    return np.clip(logits, -limit, limit).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Semi-supervised learning: schedules, losses, the EMA teacher, frameworks."""

@@ -1,0 +1,62 @@
+"""Loss terms. `probs` are softmax outputs [B, X, Y, Z, K]; `labels` are class indices [B, X, Y, Z].
+
+Every function returns a float32 scalar. Reference: shared/FACTS.md section 1; golden values in tests/parity.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Mean over voxels of the softmax cross entropy in nats."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits))
+
+
+def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5) -> tf.Tensor:
+    """1 - Dice with squared denominator, over the whole batch, mean over the foreground classes.
+
+    Departs: the published loss knows one foreground class; with two classes the value is the same.
+    """
+    one_hot = tf.one_hot(tf.cast(labels, tf.int32), probs.shape[-1], dtype=probs.dtype)[..., 1:]
+    foreground = probs[..., 1:]
+    axes = [0, 1, 2, 3]
+    overlap = tf.reduce_sum(foreground * one_hot, axes)
+    size = tf.reduce_sum(foreground * foreground, axes) + tf.reduce_sum(one_hot, axes)
+    return tf.reduce_mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
+
+
+def mean_teacher_distance(student_probs: tf.Tensor, teacher_probs: tf.Tensor) -> tf.Tensor:
+    """Softmax MSE over items, classes and voxels, halved: sum / (2 numel)."""
+    return 0.5 * tf.reduce_mean(tf.math.squared_difference(student_probs, teacher_probs))
+
+
+def entropy(probs: tf.Tensor) -> tf.Tensor:
+    """Entropy in nats over the class axis, [B, X, Y, Z]; 1e-6 inside the logarithm as in UA-MT."""
+    return -tf.reduce_sum(probs * tf.math.log(probs + 1e-6), axis=-1)
+
+
+def uncertainty_masked_distance(
+    student_probs: tf.Tensor, teacher_probs: tf.Tensor, uncertainty: tf.Tensor, threshold: tf.Tensor
+) -> tf.Tensor:
+    """UA-MT: squared distances of the voxels whose `uncertainty` [B, X, Y, Z] is below `threshold`.
+
+    sum(mask MSE) / (2 sum(mask)), the mask without a class axis: with two classes a full mean, not a half.
+    No voxel kept gives 0.
+    """
+    mask = tf.cast(uncertainty < threshold, student_probs.dtype)
+    distance = tf.reduce_sum(tf.math.squared_difference(student_probs, teacher_probs), axis=-1)
+    return tf.reduce_sum(mask * distance) / (2.0 * tf.reduce_sum(mask) + 1e-16)
+
+
+def sam_distance(student_probs: tf.Tensor, sam_probs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Weighted softmax MSE to SAM's target, mean over ALL voxels and classes.
+
+    Dividing by all voxels rather than by the trusted ones lets a target that is trusted in few voxels pull little.
+
+    Args:
+        student_probs: [U, X, Y, Z, K], the unlabelled items.
+        sam_probs: [U, X, Y, Z, K], SAM's target, one-hot.
+        weight: [U, X, Y, Z] in [0, 1]; 0 means that the student ignores the voxel.
+    """
+    return tf.reduce_mean(weight[..., None] * tf.math.squared_difference(student_probs, sam_probs))

@@ -1,0 +1,336 @@
+"""Training from flags to weights: wiring, cadence, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from semisam_tf.atomic import replacing, write_json
+from semisam_tf.config import Config, validate
+from semisam_tf.data.augment_config import augment_config
+from semisam_tf.data.batches import Batch, Prefetcher, TwoStream
+from semisam_tf.data.cohort import load_cohort
+from semisam_tf.data.splits import Split, make_split, read_cases
+from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.predictor import RUN_FILE, Predictor, chosen_model, network_of, preprocessing_of, read_run
+from semisam_tf.options import OptionError
+from semisam_tf.sam.branch import SamBranch
+from semisam_tf.sam.cache import EmbeddingCache
+from semisam_tf.sam.session import SamSession
+from semisam_tf.semi.ema import copy_weights
+from semisam_tf.training import checkpoint
+from semisam_tf.training.board import Board
+from semisam_tf.training.optimizers import build_optimizer
+from semisam_tf.training.sam_teaching import SamTeaching
+from semisam_tf.training.step import Schedule, TrainStep
+
+# Settings that may differ when a run is resumed: they do not touch the arrays it ends with.
+_MAY_CHANGE = {"preset", "data_dir", "sam_dir", "sam_cache_dir", "data_workers", "log_every", "image_every", "checkpoint_every"}
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after `step` steps of `last`."""
+    return step % every == 0 or step == last
+
+
+def split_of(config: Config) -> Split:
+    """Which cases are labelled and which are not, from the lists and flags. Opens no scan."""
+    train_list = Path(config.train_list or Path(config.data_dir) / "train.list")
+    if not train_list.is_file():
+        raise OptionError(f"Expected the training cases in {train_list}, one name a line. Write it, or set --train_list.")
+    excluded = read_cases(config.exclude_cases) if config.exclude_cases else []
+    labelled = int(config.labeled) if config.labeled.isdigit() else read_cases(config.labeled)
+    return make_split(read_cases(train_list), labelled, excluded)
+
+
+def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]:
+    """Labelled scans with labels and unlabelled scans without, in the training grid.
+
+    Unlabelled scans are not loaded where nothing learns from them.
+    """
+    common = {
+        "preprocessing": preprocessing_of(config),
+        "default_spacing_mm": config.default_spacing_mm or None,
+        "n_classes": config.n_classes,
+    }
+    labelled = load_cohort(config.data_dir, split.labelled, with_label=True, **common)
+    if config.labeled_per_batch == config.batch_size:
+        return labelled, []
+    if not split.unlabelled:
+        raise OptionError(
+            "No case is unlabelled: lower --labeled, or train with --method=supervised and --labeled_per_batch equal to "
+            "--batch_size."
+        )
+    unlabelled = load_cohort(config.data_dir, split.unlabelled, with_label=False, **common)
+    if labelled[0].image.shape[-1] != unlabelled[0].image.shape[-1]:
+        raise ValueError(
+            f"Expected as many channels in unlabelled as in labelled scans. Received: {unlabelled[0].case_id!r} has "
+            f"{unlabelled[0].image.shape[-1]}, {labelled[0].case_id!r} has {labelled[0].image.shape[-1]}."
+        )
+    return labelled, unlabelled
+
+
+def sam_session(config: Config) -> SamSession | None:
+    """Opens SAM, so that a wrong folder or provider is said before any scan is read."""
+    if config.sam_mode == "off":
+        return None
+    providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
+    return SamSession(config.sam_folder(), providers=providers, allow_cpu=config.sam_allow_cpu)
+
+
+@dataclasses.dataclass
+class Training:
+    """Everything that changes while a run goes on, and how it is saved and restored."""
+
+    config: Config
+    student: keras.Model
+    teacher: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    train_step: TrainStep
+    sam: SamTeaching | None
+    step: int = 0
+    duration_s: float = 0.0
+    data_wait_s: float = 0.0
+
+    @classmethod
+    def build(cls, config: Config, channels: int, unlabelled: list[Volume], session: SamSession | None) -> Training:
+        """A run at step 0; the teacher starts as a copy of the student."""
+        student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
+        copy_weights(teacher, student)
+        optimizer = build_optimizer(config)
+        sam = None
+        if session is not None:
+            predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
+            cache = None
+            if config.sam_mode == "cached":
+                cache = EmbeddingCache(config.sam_cache_dir or Path(config.workdir) / "sam_cache")
+            branch = SamBranch(
+                session,
+                axis=config.sam_axis,
+                margin_vox=config.sam_margin_vox,
+                min_area_vox=config.sam_min_area_vox,
+                max_slices=config.sam_max_slices if config.sam_mode == "online" else 0,
+                trust=config.sam_trust,
+                cache=cache,
+            )
+            sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled)
+        return cls(config, student, teacher, optimizer, TrainStep(config, student, teacher, optimizer), sam)
+
+    def save(self) -> None:
+        """Writes a checkpoint of the state after `step` steps."""
+        arrays = {
+            "student": checkpoint.arrays_of(self.student.variables),
+            "teacher": checkpoint.arrays_of(self.teacher.variables),
+            "optimizer": checkpoint.arrays_of(self.optimizer.variables),
+        }
+        state: dict[str, Any] = {"duration_s": self.duration_s, "data_wait_s": self.data_wait_s}
+        if self.sam is not None:
+            arrays["sam"], state["sam"] = self.sam.state()
+        checkpoint.save(Path(self.config.workdir) / "checkpoints", self.step, arrays, state)
+
+    def restore(self) -> None:
+        """Goes on from the newest checkpoint of the workdir, if there is one."""
+        found = checkpoint.load_latest(Path(self.config.workdir) / "checkpoints")
+        if found is None:
+            return
+        self.step, arrays, state = found
+        checkpoint.assign(self.student.variables, arrays["student"], "student")
+        checkpoint.assign(self.teacher.variables, arrays["teacher"], "teacher")
+        checkpoint.assign(self.optimizer.variables, arrays["optimizer"], "optimizer")
+        self.duration_s, self.data_wait_s = state["duration_s"], state["data_wait_s"]
+        if self.sam is not None:
+            self.sam.restore(arrays["sam"], state["sam"])
+        logging.info("Resuming %s at step %d.", self.config.workdir, self.step)
+
+    def take_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """One step on `batch`; `step` counts on. Returns the loss terms."""
+        sam_probs, sam_weight = (None, None) if self.sam is None else self.sam.targets(self.step, batch)
+        schedule = Schedule.at(self.config, self.step)
+        terms = self.train_step(schedule, batch.images, batch.labels, sam_probs, sam_weight)
+        self.step += 1
+        return terms
+
+    def result(self) -> dict[str, Any]:
+        """What the run is to be judged by besides accuracy."""
+        return {
+            "steps": self.step,
+            "duration_s": round(self.duration_s, 1),
+            "steps_per_s": self.step / max(self.duration_s, 1e-9),
+            "data_wait_share": self.data_wait_s / max(self.duration_s, 1e-9),
+            "model": chosen_model(self.config),
+            "sam": None if self.sam is None else self.sam.summary(),
+        }
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains, or goes on training, the run that `config` describes.
+
+    Returns:
+        The contents of `<workdir>/result.json`. The weights are in `student.weights.h5` and `teacher.weights.h5`.
+
+    Raises:
+        OptionError: Settings that contradict each other or the run already in the workdir.
+        RuntimeError: A second process in the same workdir; a loss that is not finite.
+    """
+    validate(config)
+    workdir = Path(config.workdir)
+    with checkpoint.locked(workdir):
+        _check_same_run(config)
+        if (workdir / "result.json").is_file():
+            logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
+            return checkpoint.read_json(workdir / "result.json")
+        session = sam_session(config)
+        if config.quickstart_cohort:
+            from semisam_tf.data.simulate import make_quickstart
+
+            make_quickstart(config.data_dir)
+        split = split_of(config)
+        logging.info("Reading %d labelled and %d unlabelled scans.", len(split.labelled), len(split.unlabelled))
+        labelled, unlabelled = load_data(config, split)
+        keras.utils.set_random_seed(config.seed)
+        tf.config.experimental.enable_op_determinism()
+        channels = labelled[0].image.shape[-1]
+        _write_record(config, channels, split)
+        training = Training.build(config, channels, unlabelled, session)
+        training.restore()
+        stream = TwoStream(
+            labelled,
+            unlabelled,
+            batch_size=config.batch_size,
+            labelled_per_batch=config.labeled_per_batch,
+            patch_size=config.patch_size,
+            augment=augment_config(config.augment, on=config.augment_on, off=config.augment_off),
+            seed=config.seed,
+            foreground_fraction=config.foreground_fraction,
+        )
+        _run(training, stream)
+        return _finish(training)
+
+
+def _run(training: Training, stream: TwoStream) -> None:
+    config, last = training.config, training.config.max_steps
+    pending: list[dict[str, tf.Tensor]] = []
+    with (
+        Board(Path(config.workdir)) as board,
+        Prefetcher(stream.batch, training.step, last, workers=config.data_workers) as prefetcher,
+    ):
+        mark, wait_mark = time.monotonic(), 0.0
+        while training.step < last:
+            _, batch = prefetcher.next()
+            pending.append(training.take_step(batch))
+            step = training.step
+            log_now, save_now = due(step, config.log_every, last), due(step, config.checkpoint_every, last)
+            if not (log_now or save_now):
+                continue
+            means = _finite_means(pending, step)
+            now = time.monotonic()
+            elapsed, waited = now - mark, prefetcher.wait_s - wait_mark
+            training.duration_s += elapsed
+            training.data_wait_s += waited
+            mark, wait_mark = now, prefetcher.wait_s
+            if log_now:
+                schedule = Schedule.at(config, step - 1)
+                _log_progress(training, means, len(pending) / elapsed, waited / elapsed)
+                board.scalars(step, means, schedule, training.sam.summary() if training.sam else {})
+            if due(step, config.image_every, last):
+                board.images(step, batch, training.student, training.teacher)
+            if save_now:
+                training.save()
+            pending.clear()
+
+
+def _finite_means(pending: list[dict[str, tf.Tensor]], step: int) -> dict[str, float]:
+    values = {name: np.array([float(terms[name]) for terms in pending]) for name in pending[0]}
+    bad = {name: np.flatnonzero(~np.isfinite(series)) for name, series in values.items()}
+    if any(len(where) for where in bad.values()):
+        first = step - len(pending) + 1 + min(int(where[0]) for where in bad.values() if len(where))
+        names = sorted(name for name, where in bad.items() if len(where))
+        raise RuntimeError(
+            f"The loss became nan or inf: {', '.join(names)}, first at step {first} (looked at within steps "
+            f"[{step - len(pending) + 1}, {step}]). No checkpoint holds it; lower --learning_rate and start again."
+        )
+    return {name: float(series.mean()) for name, series in values.items()}
+
+
+def _log_progress(training: Training, means: dict[str, float], steps_per_s: float, wait_share: float) -> None:
+    step, last = training.step, training.config.max_steps
+    seconds = round((last - step) / steps_per_s)
+    terms = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+    sam = ""
+    if training.sam is not None:
+        summary = training.sam.summary()
+        sam = f"  | SAM calls {summary['sam_calls']:.0f}, taught {summary['taught_share']:.1%}, mean weight {summary['mean_weight']:.3f}"
+    logging.info(
+        "step %d/%d  %s  | %.2f steps/s, data wait %.1f %%, %d:%02d left%s",
+        step, last, terms, steps_per_s, 100 * wait_share, seconds // 60, seconds % 60, sam,
+    )  # fmt: skip
+
+
+def _finish(training: Training) -> dict[str, Any]:
+    workdir = Path(training.config.workdir)
+    for name, model in (("student", training.student), ("teacher", training.teacher)):
+        with replacing(workdir / f"{name}.weights.h5") as temporary:
+            model.save_weights(temporary)
+    result = training.result()
+    write_json(workdir / "result.json", result)
+    logging.info("Finished %d steps in %.0f s; weights in %s.", training.step, training.duration_s, workdir)
+    return result
+
+
+def _check_same_run(config: Config) -> None:
+    workdir = Path(config.workdir)
+    if not (workdir / RUN_FILE).is_file():
+        return
+    old, new = read_run(workdir)["config"].to_dict(), config.to_dict()
+    changed = [f"--{name}={new[name]} (was {old[name]})" for name in new if new[name] != old[name] and name not in _MAY_CHANGE]
+    if changed:
+        raise OptionError(
+            f"{workdir} holds a run with other settings. Choose another --workdir, or set them back: {'; '.join(changed)}."
+        )
+
+
+def _write_record(config: Config, channels: int, split: Split) -> None:
+    packages = ("semisam-tf", "tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "h5py")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    record = {
+        "config": config.to_dict(),
+        "channels": channels,
+        "labelled": list(split.labelled),
+        "unlabelled": list(split.unlabelled),
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+    write_json(Path(config.workdir) / RUN_FILE, record)
+
+
+def _git_commit() -> str | None:
+    """Commit of the code's own checkout, with "+changes" where it is not clean; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if status else "")

@@ -1,0 +1,46 @@
+"""Optimisers. The learning rate is set before every step from `semi.schedules`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from semisam_tf.config import Config
+
+
+class MomentumL2(keras.optimizers.Optimizer):
+    """SGD as PyTorch writes it: v <- m v + (g + wd w); w <- w - lr v.
+
+    Departs from keras.optimizers.SGD, whose velocity holds lr x gradient: the two part when the learning rate changes.
+    Weight decay is L2 in the gradient of every parameter, not decoupled.
+    """
+
+    def __init__(self, learning_rate: float, momentum: float, l2: float, **kwargs: Any) -> None:
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.momentum, self.l2 = momentum, l2
+        self._velocities: list[keras.Variable] = []
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Makes one velocity a variable, zeros."""
+        if self.built:
+            return
+        super().build(variables)
+        self._velocities = [self.add_variable_from_reference(v, name="velocity") for v in variables]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One variable's step."""
+        velocity = self._velocities[self._get_variable_index(variable)]
+        velocity.assign(self.momentum * velocity + gradient + self.l2 * variable)
+        variable.assign_sub(learning_rate * velocity)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras configuration."""
+        return {**super().get_config(), "momentum": self.momentum, "l2": self.l2}
+
+
+def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
+    """The optimiser that `config.optimizer` names."""
+    if config.optimizer == "sgd":
+        return MomentumL2(config.learning_rate, config.momentum, config.weight_decay)
+    return keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0)

@@ -1,0 +1,138 @@
+"""One training step: the only place where a gradient is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from semisam_tf.config import Config
+from semisam_tf.semi import ema, losses, schedules
+from semisam_tf.semi.frameworks import FRAMEWORKS, USES_TEACHER, Inputs
+
+# (images, step, index of the pass) -> noise added to the teacher's input.
+NoiseFn = Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
+
+
+class Schedule(NamedTuple):
+    """The scalars of one step. They go in as tensors, so that the step is traced once."""
+
+    step: int
+    learning_rate: float
+    ema_decay: float
+    entropy_threshold: float
+    weights: dict[str, float]
+
+    @classmethod
+    def at(cls, config: Config, step: int) -> Schedule:
+        """Schedule of 0-based `step` under `config`."""
+        last = config.max_steps
+        weights = {"cross_entropy": config.supervised_weight, "dice": config.supervised_weight}
+        if config.method in USES_TEACHER:
+            weights["consistency"] = schedules.consistency_weight(
+                step, config.consistency_weight, config.consistency_ramp_steps
+            )
+        if config.sam_mode != "off":
+            weights["sam"] = schedules.sam_weight(
+                step, last, config.sam_weight, config.consistency_ramp_steps, config.sam_start_step, config.sam_ramp
+            )
+        return cls(
+            step,
+            schedules.learning_rate(step, last, config.learning_rate, config.lr_schedule, config.lr_decay_every),
+            schedules.ema_decay(step, config.ema_decay),
+            schedules.entropy_threshold(step, last, config.n_classes),
+            weights,
+        )
+
+
+def input_noise(seed: int, deviation: float) -> NoiseFn:
+    """Clipped Gaussian noise clip(sigma N(0, 1), +-2 sigma), a pure function of (seed, step, pass)."""
+
+    def noise(images: tf.Tensor, step: tf.Tensor, index: int) -> tf.Tensor:
+        key = tf.stack([tf.constant(seed, tf.int64), step * 64 + index])
+        drawn = tf.random.stateless_normal(tf.shape(images), key, stddev=deviation, dtype=images.dtype)
+        return tf.clip_by_value(drawn, -2.0 * deviation, 2.0 * deviation)
+
+    return noise
+
+
+class TrainStep:
+    """Student step, then teacher average; compiled once.
+
+    Args:
+        student, teacher: The same network twice; [B, X, Y, Z, C] -> logits [B, X, Y, Z, K].
+        optimizer: Built on the student's trainable variables.
+        noise: Noise of the teacher's inputs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        student: keras.Model,
+        teacher: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        noise: NoiseFn | None = None,
+    ) -> None:
+        self.student, self.teacher, self.optimizer = student, teacher, optimizer
+        self.framework = FRAMEWORKS[config.method]
+        self.passes = config.uncertainty_passes
+        self.with_sam = config.sam_mode != "off"
+        self.teacher_has_statistics = config.method in USES_TEACHER
+        self.noise = noise or input_noise(config.seed, config.teacher_noise)
+        self.traces = 0
+        optimizer.build(student.trainable_variables)
+        self._compiled = tf.function(self._step)
+
+    def __call__(
+        self,
+        schedule: Schedule,
+        images: np.ndarray,
+        labels: np.ndarray,
+        sam_probs: np.ndarray | None = None,
+        sam_weight: np.ndarray | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Takes one step.
+
+        Args:
+            images: [B, X, Y, Z, C] float32, labelled items first.
+            labels: [L, X, Y, Z] uint8, of the labelled items only.
+            sam_probs: [B - L, X, Y, Z, K] float32, SAM's target; needed when the SAM branch is on.
+            sam_weight: [B - L, X, Y, Z] float32 in [0, 1].
+
+        Returns:
+            Unweighted loss terms by name, and `total`, the weighted sum that was descended; eager float32 scalars.
+        """
+        if self.with_sam != (sam_probs is not None):
+            raise ValueError(f"Expected a SAM target exactly when the SAM branch is on. Received: on={self.with_sam}.")
+        scalars = {
+            "learning_rate": tf.constant(schedule.learning_rate, tf.float32),
+            "ema_decay": tf.constant(schedule.ema_decay, tf.float32),
+            "entropy_threshold": tf.constant(schedule.entropy_threshold, tf.float32),
+        }
+        weights = {name: tf.constant(value, tf.float32) for name, value in schedule.weights.items()}
+        sam = None if sam_probs is None else (tf.convert_to_tensor(sam_probs), tf.convert_to_tensor(sam_weight))
+        step = tf.constant(schedule.step, tf.int64)
+        return self._compiled(tf.convert_to_tensor(images), tf.convert_to_tensor(labels), sam, step, scalars, weights)
+
+    def _step(self, images, labels, sam, step, scalars, weights):  # type: ignore[no-untyped-def]
+        self.traces += 1
+
+        def noisy_teacher(clean: tf.Tensor, index: int) -> tf.Tensor:
+            logits = self.teacher(clean + self.noise(clean, step, index), training=True)
+            return tf.stop_gradient(logits)
+
+        with tf.GradientTape() as tape:
+            logits = self.student(images, training=True)
+            inputs = Inputs(images, labels, logits, noisy_teacher, scalars["entropy_threshold"], self.passes)
+            terms = self.framework(inputs)
+            if sam is not None:
+                terms["sam"] = losses.sam_distance(tf.nn.softmax(logits[labels.shape[0] :]), *sam)
+            total = tf.add_n([weights[name] * term for name, term in terms.items()])
+        variables = self.student.trainable_variables
+        self.optimizer.learning_rate.assign(scalars["learning_rate"])
+        self.optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
+        ema.update_teacher(self.teacher, self.student, scalars["ema_decay"], not self.teacher_has_statistics)
+        return terms | {"total": total}
