@@ -27,6 +27,8 @@ CORE = [
     "SimpleITK>=2.4,<3",
     # Ships the real labelled CT that the quick-start cohort is simulated from.
     "slicerio>=1.4,<2",
+    # tf.summary is a shell around it.
+    "tensorboard>=2.20,<3",
 ]
 
 EXTRAS = {

@@ -29,14 +29,6 @@ OPSET = 17
 # Raised whenever the graphs come out differently, so that exports made before are made anew.
 REVISION = "1"
 
-FLAGS = flags.FLAGS
-flags.DEFINE_enum("family", "lite_medsam", sorted(FAMILIES), "Model to export.")
-flags.DEFINE_string("output", None, "Folder to write: encoder.onnx, decoder.onnx, manifest.json.")
-flags.DEFINE_string("checkpoint", "", "Weights file. Empty: those inside the installed package of the family.")
-flags.DEFINE_bool("random_weights", False, "Random weights instead: proves the export, segments nothing.")
-flags.DEFINE_integer("seed", 0, "Seed of the random weights.")
-flags.DEFINE_bool("force", False, "Export again even where a good export of the same weights is there.")
-
 
 class ExportError(RuntimeError):
     """The exported graphs do not compute what torch does."""
@@ -90,6 +82,8 @@ def write_graphs(family: Family, folder: Path) -> None:
     import torch
 
     arrays = family.examples(np.random.default_rng(0), 2, "random")
+    # The decoder is traced, not measured, here: any embeddings will do.
+    arrays["embeddings"] = np.zeros((2, *family.facts["embedding_shape"]), np.float32)
     with warnings.catch_warnings():
         # The tracer warns of each Python value it freezes; `verify` compares two batch sizes to catch a wrong one.
         warnings.simplefilter("ignore")
@@ -105,10 +99,6 @@ def write_graphs(family: Family, folder: Path) -> None:
                 output_names=list(outputs),
                 dynamic_axes={name: {0: "n"} for name in (*inputs, *outputs)},
             )
-            if part == "encoder":
-                with torch.no_grad():
-                    embeddings = family.encoder(torch.from_numpy(arrays["images"]))
-                arrays = {**arrays, "embeddings": embeddings.numpy()}
 
 
 def _verified_manifest(family: Family, folder: Path) -> dict[str, Any]:
@@ -123,7 +113,9 @@ def _verified_manifest(family: Family, folder: Path) -> dict[str, Any]:
             f"nothing was written. Received:\n{verify.table(comparisons)}"
         )
     tensors = {
-        name: {role: {"name": role, "shape": shape, "dtype": "float32"} for role, shape in getattr(family, name).items()}
+        name: {
+            role: {"name": role, "shape": shape, "dtype": "float32"} for role, shape in getattr(family, name).items()
+        }
         for name in ("encoder_inputs", "encoder_outputs", "decoder_inputs", "decoder_outputs")
     }
     values = {
@@ -178,23 +170,44 @@ def summary(manifest: Mapping[str, Any], output: str) -> str:
     return f"{manifest['family']} in {output}: weights {manifest['source']['name']}, max relative error {errors}\n"
 
 
+def define_flags() -> None:
+    """The command's flags. Not defined at import, where they would meet those of other commands."""
+    flags.DEFINE_enum("family", "lite_medsam", sorted(FAMILIES), "Model to export.")
+    flags.DEFINE_string("output", "", "Folder to write: encoder.onnx, decoder.onnx, manifest.json.")
+    flags.DEFINE_string("checkpoint", "", "Weights file. Empty: those inside the installed package of the family.")
+    flags.DEFINE_bool("random_weights", False, "Random weights instead: proves the export, segments nothing.")
+    flags.DEFINE_integer("seed", 0, "Seed of the random weights.")
+    flags.DEFINE_bool("force", False, "Export again even where a good export of the same weights is there.")
+
+
 def main(argv: list[str]) -> int:
     """Entry point of absl."""
+    values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
-    if FLAGS.random_weights and FLAGS.checkpoint:
+    if not values.output:
+        raise app.UsageError("Expected --output=DIR, the folder to write.")
+    if values.random_weights and values.checkpoint:
         raise app.UsageError("--random_weights and --checkpoint contradict each other: drop one.")
     logging.getLogger().setLevel(logging.INFO)
-    seed = FLAGS.seed if FLAGS.random_weights else None
+    seed = values.seed if values.random_weights else None
     try:
-        manifest = export(FLAGS.family, FLAGS.output, FLAGS.checkpoint, seed, FLAGS.force)
+        manifest = export(values.family, values.output, values.checkpoint, seed, values.force)
     except (ExportError, FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(summary(manifest, FLAGS.output))
+    sys.stdout.write(summary(manifest, values.output))
     return 0
 
 
-if __name__ == "__main__":
-    flags.mark_flag_as_required("output")
+def run() -> None:
+    """Parses the flags and runs. Help is answered here: absl's own exits with 1."""
+    define_flags()
+    if {"--help", "-help", "-h", "--h"} & set(sys.argv[1:]):
+        sys.stdout.write(f"{__doc__}\n{flags.FLAGS.module_help(sys.argv[0])}\n")
+        return
     app.run(main)
+
+
+if __name__ == "__main__":
+    run()

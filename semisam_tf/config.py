@@ -56,7 +56,9 @@ class Config:
     teacher_noise: float = option(0.1, "Standard deviation of the teacher's input noise, clipped at twice that.")
     uncertainty_passes: int = option(8, "Noisy teacher passes of UA-MT.", unit="passes")
     eval_model: str = option(
-        "auto", "Which weights the run is judged and served by. auto: the teacher.", choices=("auto", "student", "teacher")
+        "auto",
+        "Which weights the run is judged and served by. auto: the teacher.",
+        choices=("auto", "student", "teacher"),
     )
     largest_component: bool = option(False, "Predictions keep the largest connected component of each class.")
 
@@ -65,9 +67,7 @@ class Config:
     learning_rate: float = option(0.01, "Learning rate at the start.")
     momentum: float = option(0.9, "Momentum of sgd.")
     weight_decay: float = option(1e-4, "sgd: L2 added to the gradient of every parameter; adamw: decoupled.")
-    lr_schedule: str = option(
-        "step", "How the learning rate falls.", choices=("step", "poly", "cosine", "constant")
-    )
+    lr_schedule: str = option("step", "How the learning rate falls.", choices=("step", "poly", "cosine", "constant"))
     lr_decay_every: int = option(2500, "The step schedule divides the rate by 10 this often.", unit="steps")
     max_steps: int = option(6000, "Length of training.", unit="steps")
     seed: int = option(0, "Seed of weights, batches, dropout and noise.")
@@ -87,7 +87,9 @@ class Config:
     sam_axis: int = option(2, "Axis along which a scan is cut into slices for a 2D SAM.")
     sam_margin_vox: int = option(2, "Boxes are drawn this much around a component.", unit="voxels")
     sam_min_area_vox: int = option(8, "Smaller components of a slice are not prompted.", unit="voxels")
-    sam_max_slices: int = option(0, "online: prompt at most this many slices a crop, drawn at random; 0: all.", unit="slices")
+    sam_max_slices: int = option(
+        0, "online: prompt at most this many slices a crop, drawn at random; 0: all.", unit="slices"
+    )
     sam_refresh_visits: int = option(10, "cached: a scan's target is made anew every so many visits.", unit="visits")
     sam_cache_dir: str = option("", "Embeddings on disk; may be shared by runs. Empty: <workdir>/sam_cache.")
     sam_providers: str = option("CPUExecutionProvider", "ONNX Runtime providers, separated by commas.")
@@ -100,7 +102,9 @@ class Config:
 
     def sam_folder(self) -> str:
         """The last folder of `sam_dir`, or an empty string."""
-        return [part.strip() for part in self.sam_dir.split(",") if part.strip()][-1] if self.sam_dir.strip(", ") else ""
+        return (
+            [part.strip() for part in self.sam_dir.split(",") if part.strip()][-1] if self.sam_dir.strip(", ") else ""
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -112,7 +116,8 @@ class Config:
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise OptionError(f"Settings unknown to this version of semisam-tf: {', '.join(unknown)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -160,6 +165,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "consistency_weight": 1.0,
         "consistency_ramp_steps": 300,
         "ema_decay": 0.99,
+        "uncertainty_passes": 4,
         "optimizer": "adamw",
         "learning_rate": 2e-3,
         "weight_decay": 1e-2,
@@ -204,13 +210,16 @@ def validate(config: Config) -> None:
         ),
         (
             config.method != "supervised" and config.labeled_per_batch == config.batch_size,
-            f"--method={config.method} learns from unlabelled items too: lower --labeled_per_batch or raise --batch_size.",
+            f"--method={config.method} learns from unlabelled items too: lower --labeled_per_batch.",
         ),
         (
             config.method == "uncertainty_aware_mean_teacher" and config.uncertainty_passes < 1,
             "--uncertainty_passes: expected at least 1.",
         ),
-        (config.sam_mode != "off" and not config.sam_folder(), "--sam_mode needs --sam_dir: the folder of a SAM export."),
+        (
+            config.sam_mode != "off" and not config.sam_folder(),
+            "--sam_mode needs --sam_dir: the folder of a SAM export.",
+        ),
         (config.sam_mode == "off" and config.sam_start_step > 0, "--sam_start_step has no use with --sam_mode=off."),
         (
             config.sam_mode != "off" and config.labeled_per_batch == config.batch_size,

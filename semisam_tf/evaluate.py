@@ -1,4 +1,4 @@
-"""Scores a finished run on labelled scans: `python -m semisam_tf.evaluate --workdir=DIR --data_dir=DIR --cases=FILE`."""
+"""Scores a finished run: `python -m semisam_tf.evaluate --workdir=DIR --data_dir=DIR --cases=FILE`."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def window_starts(size: Sequence[int], window: Sequence[int], overlap: float) ->
         stride = max(1, int(w * (1 - overlap)))
         count = -(-(n - w) // stride) + 1
         per_axis.append([round(i * (n - w) / max(1, count - 1)) for i in range(count)])
-    return list(itertools.product(*per_axis))
+    return [(x, y, z) for x, y, z in itertools.product(*per_axis)]
 
 
 def gaussian_window(window: Sequence[int]) -> np.ndarray:

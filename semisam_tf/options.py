@@ -86,8 +86,8 @@ def parse(cls: type[T], argv: Sequence[str], presets: Mapping[str, Mapping[str, 
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         flag = values[field.name]
         if flag.present:
-            is_bool = kinds[field.name] is bool
-            given[field.name] = flag.value if is_bool else _parse_value(field.name, flag.value, kinds[field.name])
+            kind = kinds[field.name]
+            given[field.name] = flag.value if kind is bool else _parse_value(field.name, str(flag.value), kind)
     preset_name = given.get("preset", "")
     if preset_name and preset_name not in (presets or {}):
         raise OptionError(f"--preset: expected one of {sorted(presets or {})}. Received: {preset_name!r}.")
@@ -106,7 +106,12 @@ def check_choices(config: Any) -> None:
 
 def help_text(cls: type, program: str, presets: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Every flag with its unit, choices, default and meaning, and what each preset sets."""
-    lines = [(cls.__doc__ or "").strip().split("\n")[0], "", f"usage: python -m {program} [--flagfile=FILE] [flags]", ""]
+    lines = [
+        (cls.__doc__ or "").strip().split("\n")[0],
+        "",
+        f"usage: python -m {program} [--flagfile=FILE] [flags]",
+        "",
+    ]
     for field in dataclasses.fields(cls):
         meta, default = field.metadata, field.default
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -134,6 +139,9 @@ def run_command(
     if any(word in ("--help", "-help", "-h", "--helpfull", "--helpshort") for word in argv):
         sys.stdout.write(help_text(cls, program, presets))
         return 0
+    # Read by TensorFlow and ONNX Runtime when they are imported: their start-up notes would hide the progress lines.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    flags.FLAGS(["program"])  # absl's logging asks absl's own, empty, set of flags
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")

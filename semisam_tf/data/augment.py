@@ -141,15 +141,16 @@ class SpatialTransform:
 
     def _interpolate(self, values: np.ndarray, order: int, fill: float, patch: np.ndarray, channel: int) -> None:
         matrix, offset = self._matrix_and_offset()
+        # One voxel of fill around the scan: without it SciPy's "constant" cuts half a voxel off every face, and whole
+        # faces by rounding errors of 1e-16. Its own "grid-constant" gives the same at 1.5 times the cost.
+        values, offset = np.pad(values, 1, constant_values=fill), offset + 1
         if self.elastic is None:
             result = ndimage.affine_transform(
                 values, matrix, offset, self.patch_size, order=order, mode="constant", cval=fill, prefilter=False
             )
         else:
-            coordinates = self._coordinates(matrix, offset)
-            result = ndimage.map_coordinates(
-                values, coordinates, order=order, mode="constant", cval=fill, prefilter=False
-            )
+            where = self._coordinates(matrix, offset)
+            result = ndimage.map_coordinates(values, where, order=order, mode="constant", cval=fill, prefilter=False)
         patch[..., channel] = result
 
     def _matrix_and_offset(self) -> tuple[np.ndarray, np.ndarray]:

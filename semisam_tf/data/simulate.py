@@ -60,6 +60,8 @@ def make_quickstart(output_dir: str | os.PathLike[str], subjects: int = 12, seed
     if _is_finished(output, record):
         logging.info("Quick-start cohort is already in %s.", output)
         return output
+    # First: were this run killed, a record of another cohort must not vouch for a mixture of the two.
+    (output / COHORT_FILE).unlink(missing_ok=True)
     names = [f"subject_{number:02d}" for number in range(1, subjects + 1)]
     source = _Source()
     for number, name in enumerate(names):

@@ -18,7 +18,7 @@ from semisam_tf.inference.evaluation import largest_component
 from semisam_tf.inference.sliding_window import predict_probs
 from semisam_tf.models.registry import build_network
 
-RUN_FILE = "run.json"
+RUN_FILE, RESULT_FILE = "run.json", "result.json"
 
 
 def preprocessing_of(config: Config) -> Preprocessing:
@@ -109,9 +109,26 @@ def read_run(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / RUN_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"Expected a training run in {workdir}: {path} is missing. Train it, or correct --workdir.")
+        raise FileNotFoundError(
+            f"Expected a training run in {workdir}: {path} is missing. Train it, or correct --workdir."
+        )
     record = json.loads(path.read_text())
     return record | {"config": Config.from_dict(record["config"])}
+
+
+def read_result(workdir: Path) -> dict[str, Any]:
+    """`result.json`, which training writes last: steps, time, and what SAM did.
+
+    Raises:
+        FileNotFoundError: Training has not finished.
+    """
+    path = workdir / RESULT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected {path}, which training writes at its end. Run the train command again: it goes on from the last "
+            "checkpoint."
+        )
+    return json.loads(path.read_text())
 
 
 def load_predictor(workdir: Path, wanted: str = "auto", overlap: float = 0.5) -> tuple[Predictor, str]:
@@ -122,12 +139,7 @@ def load_predictor(workdir: Path, wanted: str = "auto", overlap: float = 0.5) ->
     """
     record = read_run(workdir)
     which = chosen_model(record["config"], wanted)
-    weights = workdir / f"{which}.weights.h5"
-    if not weights.is_file():
-        raise FileNotFoundError(
-            f"Expected {weights}, which training writes at its end. Run the train command again: it goes on from the "
-            "last checkpoint."
-        )
+    read_result(workdir)
     model = network_of(record["config"], record["channels"], which)
-    model.load_weights(weights)
+    model.load_weights(workdir / f"{which}.weights.h5")
     return Predictor(record["config"], model, overlap), which

@@ -20,7 +20,7 @@ RECORDED_PARAMETERS = {"vnet": 9_448_866, "unet3d": 5_884_050}
 SIZE_MULTIPLE = 16
 
 
-def build_network(name: str, **kwargs: Any) -> keras.Model:
+def build_network(name: str, /, **kwargs: Any) -> keras.Model:
     """Builds a registered network.
 
     Args:

@@ -43,7 +43,8 @@ def build_unet3d(
         filters: Channels of the first stage; doubled four times on the way down.
         normalisation: "instance" (without affine, as published), "batch", "group" or "none".
         dropout: Share of single values dropped after the centre and before the output, in training mode.
-        seed: Decides the initial weights and the dropout. Student and teacher want different seeds.
+        seed: Decides the initial weights and the dropout. Student and teacher want different seeds. Where dropout
+            stands is one of `model.variables`, but not of `model.weights`: a checkpoint has to save the former.
         name: Name of the model.
 
     Raises:

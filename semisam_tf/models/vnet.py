@@ -58,7 +58,8 @@ def build_vnet(
         filters: Channels of the first stage; doubled four times on the way down.
         normalisation: "batch", "instance", "group" or "none".
         dropout: Share of whole channels dropped at the bottleneck and before the output, in training mode.
-        seed: Decides the initial weights and the dropout. Student and teacher want different seeds.
+        seed: Decides the initial weights and the dropout. Student and teacher want different seeds. Where dropout
+            stands is one of `model.variables`, but not of `model.weights`: a checkpoint has to save the former.
         name: Name of the model.
 
     Raises:

@@ -27,6 +27,18 @@ class _Prompt:
     box_vox: tuple[int, int, int, int]
 
 
+@dataclasses.dataclass
+class _Answer:
+    """What SAM said, on slices.
+
+    `sam_mask` uint8 [slices, rows, columns] is SAM's class of each voxel; `slice_ious` has for each prompted slice the
+    predicted IoU of its prompts.
+    """
+
+    sam_mask: np.ndarray
+    slice_ious: dict[int, list[float]]
+
+
 class SamBranch:
     """Prompts a 2D SAM with a prediction's boxes, slice by slice.
 
@@ -83,7 +95,8 @@ class SamBranch:
     ) -> SamTarget:
         """SAM's target for one scan or crop.
 
-        A slice without a prompt, and one whose component fills it (it shows no border to find), gets weight 0.
+        Weight 0 goes to slices without a prompt, to those that the prediction or SAM's mask fills (no border to find),
+        and to those where SAM answers the prompts with nothing.
 
         Args:
             image: float32 [X, Y, Z, C].
@@ -104,8 +117,8 @@ class SamBranch:
         predicted_mask = class_probs.argmax(axis=-1).astype(np.uint8).transpose(self._order)
         prompts = self._prompts(predicted_mask, class_probs.shape[-1], rng)
         frame = SliceFrame.of(planes.shape[1:], self.session.manifest)
-        sam_mask, slice_weight, ious = self._answer(planes, prompts, frame, key, class_probs.shape[-1])
-        return self._target(sam_mask, slice_weight, ious, predicted_mask, class_probs.shape[-1])
+        answer = self._answer(planes, prompts, frame, key, class_probs.shape[-1])
+        return self._target(answer, predicted_mask, class_probs.shape[-1])
 
     def encode_scan(self, image: np.ndarray, key: str) -> int:
         """Encodes every slice of a scan [X, Y, Z, C] into the cache ahead of time; returns how many were new.
@@ -143,18 +156,12 @@ class SamBranch:
 
     def _answer(
         self, planes: np.ndarray, prompts: list[_Prompt], frame: SliceFrame, key: str | None, n_classes: int
-    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-        """SAM's class of each voxel uint8 [slices, rows, columns], weight of each slice, predicted IoU of each prompt.
-
-        Prompts of one class in one slice are joined; where classes meet, the larger logit wins.
-        """
-        manifest = self.session.manifest
-        sam_mask = np.zeros(planes.shape, np.uint8)
-        slice_weight = np.zeros(len(planes), np.float32)
-        ious: list[float] = []
+    ) -> _Answer:
+        """Prompts of one class in one slice are joined; where classes meet, the larger logit wins."""
+        answer = _Answer(np.zeros(planes.shape, np.uint8), {})
         if not prompts:
-            return sam_mask, slice_weight, ious
-        scan_range = clip_range(planes, manifest.scaling)
+            return answer
+        scan_range = clip_range(planes, self.session.manifest.scaling)
         stored = self._stored(planes, key)
         slices = sorted({prompt.slice_index for prompt in prompts})
         for start in range(0, len(slices), _SLICES_AT_A_TIME):
@@ -168,17 +175,13 @@ class SamBranch:
             )
             # [chunk, classes, rows, columns]; the background's logit is the threshold itself.
             best = np.full((len(chunk), n_classes, *planes.shape[1:]), -np.inf, np.float32)
-            best[:, 0] = manifest.mask_threshold_logits
-            trusted: dict[int, list[float]] = {index: [] for index in chunk}
+            best[:, 0] = self.session.manifest.mask_threshold_logits
             for prompt, logits, iou in zip(asked, frame.logits(decoded.logits), decoded.predicted_iou, strict=True):
                 place = best[position[prompt.slice_index], prompt.class_index]
                 np.maximum(place, logits, out=place)
-                trusted[prompt.slice_index].append(float(iou))
-            sam_mask[chunk] = best.argmax(axis=1)
-            for index, values in trusted.items():
-                slice_weight[index] = 1.0 if self.trust == "one" else np.clip(values, 0, 1).mean()
-                ious += values
-        return sam_mask, slice_weight, ious
+                answer.slice_ious.setdefault(prompt.slice_index, []).append(float(iou))
+            answer.sam_mask[chunk] = best.argmax(axis=1)
+        return answer
 
     def _embeddings(
         self,
@@ -191,15 +194,15 @@ class SamBranch:
         """float16 [N, *embedding_shape] of slices, from the cache where it has them."""
         scaling = self.session.manifest.scaling
         missing = list(indices) if stored is None else stored.missing(indices)
-        fresh = np.zeros((0, *self.session.manifest.embedding_shape), np.float16)
-        if missing:
-            pictures = np.stack([frame.picture(planes[i], scaling, scan_range) for i in missing])
-            fresh = quantise(self.session.encode(pictures))
-        if stored is None:
-            return fresh
-        if missing:
-            stored.write(missing, fresh)
-        return stored.read(indices)
+        fresh = np.zeros((len(missing), *self.session.manifest.embedding_shape), np.float16)
+        # One graph run at a time into the cache: a killed process loses that run, not a scan's worth of work.
+        for start in range(0, len(missing), self.session.encoder_batch):
+            part = missing[start : start + self.session.encoder_batch]
+            pictures = np.stack([frame.picture(planes[i], scaling, scan_range) for i in part])
+            fresh[start : start + len(part)] = quantise(self.session.encode(pictures))
+            if stored is not None:
+                stored.write(part, fresh[start : start + len(part)])
+        return fresh if stored is None else stored.read(indices)
 
     def _stored(self, planes: np.ndarray, key: str | None) -> ScanEmbeddings | None:
         if self.cache is None or key is None:
@@ -207,19 +210,27 @@ class SamBranch:
         content = content_key(planes, self._digest, self.axis)
         return self.cache.scan(key, content, len(planes), self.session.manifest.embedding_shape)
 
-    def _target(
-        self, sam_mask: np.ndarray, slice_weight: np.ndarray, ious: list[float], predicted_mask: np.ndarray, n_classes: int
-    ) -> SamTarget:
+    def _slice_weight(self, answer: _Answer) -> np.ndarray:
+        weight = np.zeros(len(answer.sam_mask), np.float32)
+        for index, ious in answer.slice_ious.items():
+            said = answer.sam_mask[index] > 0
+            if said.any() and not said.all():
+                weight[index] = 1.0 if self.trust == "one" else np.clip(ious, 0, 1).mean()
+        return weight
+
+    def _target(self, answer: _Answer, predicted_mask: np.ndarray, n_classes: int) -> SamTarget:
         back = np.argsort(self._order)
-        weight = np.broadcast_to(slice_weight[:, None, None], sam_mask.shape).transpose(back)
-        prompted = slice_weight > 0
+        slice_weight = self._slice_weight(answer)
+        trusted = slice_weight > 0
+        ious = [iou for slice_ious in answer.slice_ious.values() for iou in slice_ious]
         scores = {
             "prompts": float(len(ious)),
-            "slices_prompted": float(np.count_nonzero(prompted)),
-            "weighted_share": float(np.mean(prompted)),
-            "mean_weight": float(slice_weight[prompted].mean()) if prompted.any() else 0.0,
+            "slices_prompted": float(len(answer.slice_ious)),
+            "weighted_share": float(np.mean(trusted)),
+            "mean_weight": float(slice_weight[trusted].mean()) if trusted.any() else 0.0,
             "predicted_iou": float(np.mean(ious)) if ious else 0.0,
-            "agreement": dice(sam_mask[prompted] > 0, predicted_mask[prompted] > 0) if prompted.any() else 0.0,
+            "agreement": dice(answer.sam_mask[trusted] > 0, predicted_mask[trusted] > 0) if trusted.any() else 0.0,
         }
-        probs = np.eye(n_classes, dtype=np.float32)[sam_mask.transpose(back)]
+        weight = np.broadcast_to(slice_weight[:, None, None], answer.sam_mask.shape).transpose(back)
+        probs = np.eye(n_classes, dtype=np.float32)[answer.sam_mask.transpose(back)]
         return SamTarget(np.ascontiguousarray(probs), np.ascontiguousarray(weight), scores)

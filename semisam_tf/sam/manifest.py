@@ -107,13 +107,13 @@ class Manifest:
         """
         _check_fields(cls, values)
         fields = dict(values)
-        fields["scaling"] = Scaling(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields["scaling"].items()})
+        scaling = fields["scaling"]
+        low, high = scaling["clip_percentiles"]
+        fields["scaling"] = Scaling((low, high), scaling["unit"], tuple(scaling["mean"]), tuple(scaling["std"]))
         for name in ("input_size", "embedding_shape", "logits_size"):
             fields[name] = tuple(int(n) for n in fields[name])
         for name in ("encoder_inputs", "encoder_outputs", "decoder_inputs", "decoder_outputs"):
-            fields[name] = {
-                role: Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for role, t in fields[name].items()
-            }
+            fields[name] = {role: Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for role, t in fields[name].items()}
         manifest = cls(**fields)
         _check_rules(manifest)
         return manifest

@@ -46,7 +46,7 @@ def boxes_per_slice(foreground_mask: np.ndarray, margin_vox: int = 0, min_area_v
         for (rows, columns), area in zip(ndimage.find_objects(components), areas, strict=True)
         if area >= min_area_vox
     ]
-    widened = np.array(boxes, np.int64).reshape(-1, 4) + [-margin_vox, -margin_vox, margin_vox, margin_vox]
+    widened = np.array(boxes, np.int64).reshape(-1, 4) + np.array([-1, -1, 1, 1]) * margin_vox
     last_row, last_column = np.array(foreground_mask.shape) - 1
     return np.clip(widened, 0, [last_column, last_row, last_column, last_row])
 

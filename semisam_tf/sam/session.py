@@ -57,12 +57,13 @@ class SamSession:
     ) -> None:
         folder = Path(folder)
         self.manifest = load_manifest(folder)
-        options = {"providers": providers, "allow_cpu": allow_cpu, "threads": threads}
-        self._encoder = open_session(folder / ENCODER_FILE, gpu_mem_limit_bytes=gpu_mem_limit_bytes, **options)
-        self._decoder = open_session(folder / DECODER_FILE, gpu_mem_limit_bytes=gpu_mem_limit_bytes, **options)
+        self._encoder, self._decoder = (
+            open_session(folder / name, providers, allow_cpu, threads, gpu_mem_limit_bytes)
+            for name in (ENCODER_FILE, DECODER_FILE)
+        )
         self.providers: tuple[str, ...] = tuple(self._encoder.get_providers())
         device = CUDA if self.providers[0] == CUDA else CPU
-        self._encoder_batch, self._decoder_batch = _ENCODER_BATCH[device], _DECODER_BATCH[device]
+        self.encoder_batch, self._decoder_batch = _ENCODER_BATCH[device], _DECODER_BATCH[device]
         self.encoder_calls = 0
         self.decoder_calls = 0
         self.slices_encoded = 0
@@ -100,8 +101,8 @@ class SamSession:
         tensor = manifest.encoder_inputs["images"].name
         output = manifest.encoder_outputs["embeddings"].name
         embeddings = np.empty((len(pictures), *manifest.embedding_shape), np.float32)
-        for start in range(0, len(pictures), self._encoder_batch):
-            part = np.asarray(pictures[start : start + self._encoder_batch], np.float32)
+        for start in range(0, len(pictures), self.encoder_batch):
+            part = np.asarray(pictures[start : start + self.encoder_batch], np.float32)
             # [n, rows, columns] -> [n, channels, rows, columns]: a grey slice is shown in every channel.
             images = (np.repeat(part[:, None], manifest.channels, axis=1) - mean) / std
             embeddings[start : start + len(part)] = self._encoder.run([output], {tensor: images})[0]

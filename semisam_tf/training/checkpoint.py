@@ -95,11 +95,6 @@ def _existing(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.h5") if _NAME.search(path.name))
 
 
-def read_json(path: Path) -> Any:
-    """JSON that `atomic.write_json` wrote."""
-    return json.loads(path.read_text())
-
-
 def arrays_of(variables: list[Any]) -> dict[str, np.ndarray]:
     """Variables as arrays by position and path."""
     return {f"{i:04d}:{variable.path}": variable.numpy() for i, variable in enumerate(variables)}

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,20 +19,24 @@ from semisam_tf.data.batches import Batch, Prefetcher, TwoStream
 from semisam_tf.data.cohort import load_cohort
 from semisam_tf.data.splits import Split, make_split, read_cases
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import RUN_FILE, Predictor, chosen_model, network_of, preprocessing_of, read_run
+from semisam_tf.inference.predictor import (
+    RESULT_FILE,
+    Predictor,
+    chosen_model,
+    network_of,
+    preprocessing_of,
+    read_result,
+)
 from semisam_tf.options import OptionError
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.session import SamSession
 from semisam_tf.semi.ema import copy_weights
-from semisam_tf.training import checkpoint
+from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
 from semisam_tf.training.optimizers import build_optimizer
 from semisam_tf.training.sam_teaching import SamTeaching
 from semisam_tf.training.step import Schedule, TrainStep
-
-# Settings that may differ when a run is resumed: they do not touch the arrays it ends with.
-_MAY_CHANGE = {"preset", "data_dir", "sam_dir", "sam_cache_dir", "data_workers", "log_every", "image_every", "checkpoint_every"}
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -48,7 +48,9 @@ def split_of(config: Config) -> Split:
     """Which cases are labelled and which are not, from the lists and flags. Opens no scan."""
     train_list = Path(config.train_list or Path(config.data_dir) / "train.list")
     if not train_list.is_file():
-        raise OptionError(f"Expected the training cases in {train_list}, one name a line. Write it, or set --train_list.")
+        raise OptionError(
+            f"Expected the training cases in {train_list}, one name a line. Write it, or set --train_list."
+        )
     excluded = read_cases(config.exclude_cases) if config.exclude_cases else []
     labelled = int(config.labeled) if config.labeled.isdigit() else read_cases(config.labeled)
     return make_split(read_cases(train_list), labelled, excluded)
@@ -59,7 +61,7 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
 
     Unlabelled scans are not loaded where nothing learns from them.
     """
-    common = {
+    common: dict[str, Any] = {
         "preprocessing": preprocessing_of(config),
         "default_spacing_mm": config.default_spacing_mm or None,
         "n_classes": config.n_classes,
@@ -69,8 +71,8 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
         return labelled, []
     if not split.unlabelled:
         raise OptionError(
-            "No case is unlabelled: lower --labeled, or train with --method=supervised and --labeled_per_batch equal to "
-            "--batch_size."
+            "No case is unlabelled: lower --labeled, or train with --method=supervised and --labeled_per_batch equal "
+            "to --batch_size."
         )
     unlabelled = load_cohort(config.data_dir, split.unlabelled, with_label=False, **common)
     if labelled[0].image.shape[-1] != unlabelled[0].image.shape[-1]:
@@ -186,22 +188,23 @@ def train(config: Config) -> dict[str, Any]:
     validate(config)
     workdir = Path(config.workdir)
     with checkpoint.locked(workdir):
-        _check_same_run(config)
-        if (workdir / "result.json").is_file():
+        record.check_same_run(config)
+        if (workdir / RESULT_FILE).is_file():
             logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
-            return checkpoint.read_json(workdir / "result.json")
+            return read_result(workdir)
         session = sam_session(config)
         if config.quickstart_cohort:
             from semisam_tf.data.simulate import make_quickstart
 
             make_quickstart(config.data_dir)
         split = split_of(config)
-        logging.info("Reading %d labelled and %d unlabelled scans.", len(split.labelled), len(split.unlabelled))
+        logging.info("Reading scans of %s.", config.data_dir)
         labelled, unlabelled = load_data(config, split)
+        logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
         channels = labelled[0].image.shape[-1]
-        _write_record(config, channels, split)
+        record.write(config, channels, split, unlabelled)
         training = Training.build(config, channels, unlabelled, session)
         training.restore()
         stream = TwoStream(
@@ -270,7 +273,10 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
     sam = ""
     if training.sam is not None:
         summary = training.sam.summary()
-        sam = f"  | SAM calls {summary['sam_calls']:.0f}, taught {summary['taught_share']:.1%}, mean weight {summary['mean_weight']:.3f}"
+        sam = (
+            f"  | SAM calls {summary['sam_calls']:.0f}, taught {summary['taught_share']:.1%}, "
+            f"mean weight {summary['mean_weight']:.3f}"
+        )
     logging.info(
         "step %d/%d  %s  | %.2f steps/s, data wait %.1f %%, %d:%02d left%s",
         step, last, terms, steps_per_s, 100 * wait_share, seconds // 60, seconds % 60, sam,
@@ -283,54 +289,6 @@ def _finish(training: Training) -> dict[str, Any]:
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
     result = training.result()
-    write_json(workdir / "result.json", result)
+    write_json(workdir / RESULT_FILE, result)
     logging.info("Finished %d steps in %.0f s; weights in %s.", training.step, training.duration_s, workdir)
     return result
-
-
-def _check_same_run(config: Config) -> None:
-    workdir = Path(config.workdir)
-    if not (workdir / RUN_FILE).is_file():
-        return
-    old, new = read_run(workdir)["config"].to_dict(), config.to_dict()
-    changed = [f"--{name}={new[name]} (was {old[name]})" for name in new if new[name] != old[name] and name not in _MAY_CHANGE]
-    if changed:
-        raise OptionError(
-            f"{workdir} holds a run with other settings. Choose another --workdir, or set them back: {'; '.join(changed)}."
-        )
-
-
-def _write_record(config: Config, channels: int, split: Split) -> None:
-    packages = ("semisam-tf", "tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "h5py")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    record = {
-        "config": config.to_dict(),
-        "channels": channels,
-        "labelled": list(split.labelled),
-        "unlabelled": list(split.unlabelled),
-        "command": sys.argv,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-    write_json(Path(config.workdir) / RUN_FILE, record)
-
-
-def _git_commit() -> str | None:
-    """Commit of the code's own checkout, with "+changes" where it is not clean; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+changes" if status else "")

@@ -90,7 +90,7 @@ class SamTeaching:
             mask = transform.apply(self.masks[case_id], order=0, fill=0)
             probs[item] = np.eye(self.config.n_classes, dtype=np.float32)[mask]
             shares = self.weights[case_id].astype(np.float32) / _WEIGHT_LEVELS
-            # Nearest, not linear: a weight smeared over the edge of the trusted region would trust what SAM did not say.
+            # Nearest, not linear: a weight smeared over the edge of the trusted region trusts what SAM did not say.
             weight[item] = transform.apply(shares, order=0, fill=0)
 
     def _refresh(self, case_id: str) -> None:

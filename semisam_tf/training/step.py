@@ -117,7 +117,7 @@ class TrainStep:
         step = tf.constant(schedule.step, tf.int64)
         return self._compiled(tf.convert_to_tensor(images), tf.convert_to_tensor(labels), sam, step, scalars, weights)
 
-    def _step(self, images, labels, sam, step, scalars, weights):  # type: ignore[no-untyped-def]
+    def _step(self, images, labels, sam, step, scalars, weights):
         self.traces += 1
 
         def noisy_teacher(clean: tf.Tensor, index: int) -> tf.Tensor:

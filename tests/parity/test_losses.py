@@ -27,7 +27,9 @@ def teacher_probs(values):
 
 
 def test_cross_entropy(values, student_logits):
-    np.testing.assert_allclose(losses.cross_entropy(student_logits, values["label"]), values["cross_entropy"], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.cross_entropy(student_logits, values["label"]), values["cross_entropy"], rtol=1e-5
+    )
 
 
 def test_dice_loss(values, student_logits):

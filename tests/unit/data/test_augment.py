@@ -64,11 +64,11 @@ def test_crops_reach_every_place_evenly() -> None:
 )
 def test_turns_then_flips_as_numpy(turns: int, flips: tuple[bool, bool, bool]) -> None:
     array = noise((4, 6, 5))
-    expected = np.flip(np.rot90(array, turns), [a for a in range(3) if flips[a]])
+    expected = np.flip(np.rot90(array, turns), tuple(a for a in range(3) if flips[a]))
     patch_size = expected.shape
     transform = SpatialTransform((4, 6, 5), patch_size, (0, 0, 0), turns, flips)
     np.testing.assert_array_equal(transform.apply(array, order=1), expected)
-    back = np.rot90(np.flip(transform.apply(array, order=0), [a for a in range(3) if flips[a]]), -turns)
+    back = np.rot90(np.flip(transform.apply(array, order=0), tuple(a for a in range(3) if flips[a])), -turns)
     np.testing.assert_array_equal(back, array)
 
 
@@ -163,7 +163,7 @@ def test_image_label_and_weight_get_the_same_transform(seed: int) -> None:
     # Linear interpolation of the label stays within half a voxel of the nearest one: never from 1 to below 0.125.
     soft = transform.apply(label.astype(np.float32), order=1)
     inside = transform.apply(np.ones(size, np.float32), order=1) > 0
-    assert np.all(soft[(got == 1) & inside] >= 0.125 - 1e-5)
+    assert np.all(soft[got == 1] >= 0.125 - 1e-5)
     assert np.all(soft[~inside] == 0)
 
 
@@ -173,7 +173,7 @@ def test_outside_the_scan_the_weight_is_zero() -> None:
     weight = transform.apply(np.ones((6, 6, 6), np.float32), order=1, fill=0.0)
     assert weight.max() == 1
     assert weight[0, 0, 0] == weight[-1, -1, -1] == 0
-    assert 0.08 < weight.mean() < 0.2  # 6^3 of 12^3 is 0.125
+    assert weight.mean() == pytest.approx(6**3 / 12**3, rel=0.02)
 
 
 @given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(0, 19)] * 3))

@@ -199,9 +199,9 @@ def test_no_more_than_depth_is_made_ahead_and_waiting_is_measured() -> None:
         while len(made) < 3 and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert sorted(made) == [0, 1, 2]
-        threading.Timer(0.2, release.set).start()
+        threading.Timer(0.5, release.set).start()
         assert ahead.next() == (0, 0)
-        assert 0.05 < ahead.wait_s < 5
+        assert 0.05 < ahead.wait_s < 10
         assert list(zip(range(4), ahead, strict=False))[-1] == (3, (4, 4))
     assert len(made) <= 9
 

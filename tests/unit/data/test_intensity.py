@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,8 @@ def patch(channels: int = 1) -> np.ndarray:
 
 
 def only(name: str, strength: float) -> AugmentConfig:
-    return AugmentConfig(**{name: strength, f"{name}_probability": 1.0})
+    values: dict[str, Any] = {name: strength, f"{name}_probability": 1.0}
+    return AugmentConfig(**values)
 
 
 def test_without_strength_nothing_changes() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from semisam_tf import geometry
+from semisam_tf.data import simulate
 from semisam_tf.data.simulate import COHORT_FILE, make_quickstart
 from semisam_tf.data.splits import read_cases
 from semisam_tf.data.volumes import Volume, find_case, load_volume
@@ -68,9 +69,7 @@ def test_no_band_of_intensities_is_the_organ(subjects: list[Volume]) -> None:
 
 
 def test_the_deformation_does_not_fold(subjects: list[Volume]) -> None:
-    from semisam_tf.data.simulate import _Source
-
-    source = _Source()
+    source = simulate._Source()
     for number in range(12):
         rng = np.random.default_rng([0, number])
         size = rng.integers((100, 100, 30), (117, 117, 37))
@@ -91,16 +90,33 @@ def test_a_finished_cohort_is_left_alone_and_a_broken_one_is_made_again(cohort: 
     assert image.stat().st_mtime_ns != before
 
 
-def test_the_seed_decides(tmp_path: Path) -> None:
-    scans = []
-    for folder, seed in (("a", 5), ("b", 5), ("c", 6)):
-        make_quickstart(tmp_path / folder, subjects=3, seed=seed)
-        scans.append((tmp_path / folder / "subject_01" / "image.nii.gz").read_bytes())
-    assert scans[0] == scans[1] != scans[2]
+def test_the_seed_decides(cohort: Path, tmp_path: Path) -> None:
+    seed_0 = (cohort / "subject_01" / "image.nii.gz").read_bytes()
+    image = make_quickstart(tmp_path, subjects=3, seed=5) / "subject_01" / "image.nii.gz"
+    assert image.read_bytes() != seed_0
     # Another seed in the same folder is another cohort, and no half-and-half.
-    make_quickstart(tmp_path / "a", subjects=3, seed=6)
-    assert (tmp_path / "a" / "subject_01" / "image.nii.gz").read_bytes() == scans[2]
-    assert json.loads((tmp_path / "a" / COHORT_FILE).read_text())["seed"] == 6
+    make_quickstart(tmp_path, subjects=3, seed=0)
+    assert image.read_bytes() == seed_0
+    assert json.loads((tmp_path / COHORT_FILE).read_text())["seed"] == 0
+
+
+def test_a_killed_rewrite_does_not_pass_for_the_cohort_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quickstart(tmp_path, subjects=3)
+    image = tmp_path / "subject_01" / "image.nii.gz"
+    seed_0 = image.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("semisam_tf.data.simulate.logging.info", _raise)  # called after the first subject is written
+        with pytest.raises(KeyboardInterrupt):
+            make_quickstart(tmp_path, subjects=3, seed=5)
+    assert image.read_bytes() != seed_0
+    make_quickstart(tmp_path, subjects=3)
+    assert image.read_bytes() == seed_0
+
+
+def _raise(*unused: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_impossible_cohorts_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""The README's left-atrium table: five methods, N labelled scans, the last 20 of train.list for scoring.
+
+    python benchmarks/la_table.py --data_dir=../shared/la            # run what is missing, then print the table
+    python benchmarks/la_table.py --print_only                       # the table from the committed results
+
+Each run is two commands (train, evaluate) in processes of their own and ends in one small JSON below
+benchmarks/results/la_table, so an interrupted table goes on where it stopped. The 20 scoring scans are a DEVELOPMENT
+set: settings were chosen on them across runs; within a run their images and labels are excluded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import app, flags
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results" / "la_table"
+SCORING = "configs/la_dev.list"
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the LA scans.")
+_LABELED = flags.DEFINE_list("labeled", ["1", "4"], "Numbers of labelled scans.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds.")
+_METHODS = flags.DEFINE_list("methods", None, "Rows to run; all if empty.")
+_RUNS = flags.DEFINE_string("runs", "runs/la_table", "Folder for workdirs and SAM's embeddings.")
+_PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
+
+_SAM = ("--sam_mode=cached", "--sam_start_step=300")
+METHODS: dict[str, tuple[str, ...]] = {
+    "supervised": ("--method=supervised", "--labeled_per_batch=4"),
+    "mean_teacher": ("--method=mean_teacher",),
+    "ua_mt": ("--method=uncertainty_aware_mean_teacher",),
+    "mean_teacher_sam": ("--method=mean_teacher", *_SAM),
+    "ua_mt_sam": ("--method=uncertainty_aware_mean_teacher", *_SAM),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the table."""
+
+    method: str
+    labeled: str
+    seed: str
+
+    @property
+    def name(self) -> str:
+        """Name of its workdir and result."""
+        return f"{self.method}_n{self.labeled}_seed{self.seed}"
+
+    def train_command(self) -> list[str]:
+        """Words after the interpreter, as shown in the table; --data_dir and folders are added by `run`."""
+        return [
+            "-m", "semisam_tf.train", "--flagfile=configs/la_table.flags", f"--exclude_cases={SCORING}",
+            f"--labeled={self.labeled}", f"--seed={self.seed}", *METHODS[self.method],
+        ]  # fmt: skip
+
+
+def run(row: Row, data_dir: str, runs: Path) -> None:
+    """Trains and scores one row and writes its JSON."""
+    workdir = runs / row.name
+    train = [
+        *row.train_command(),
+        f"--data_dir={data_dir}",
+        f"--workdir={workdir}",
+        f"--sam_cache_dir={runs}/sam_cache",
+    ]
+    score = [
+        "-m", "semisam_tf.evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--cases={SCORING}",
+    ]  # fmt: skip
+    seconds = []
+    for words in (train, score):
+        began_s = time.monotonic()
+        subprocess.run(["nice", "-n", "5", sys.executable, *words], cwd=REPO, check=True)
+        seconds.append(round(time.monotonic() - began_s, 1))
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    record = json.loads((workdir / "run.json").read_text())
+    result = {
+        "method": row.method,
+        "labeled": int(row.labeled),
+        "seed": int(row.seed),
+        "command": "python " + " ".join(row.train_command()),
+        "mean": metrics["mean"],
+        "std": metrics["std"],
+        "n_empty": metrics["n_empty"],
+        "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
+        "model": metrics["model"],
+        "training": json.loads((workdir / "result.json").read_text()),
+        "train_wall_s": seconds[0],
+        "evaluate_wall_s": seconds[1],
+        "git_commit": record["git_commit"],
+        "versions": record["versions"],
+        "machine": {"cores": len(os.sched_getaffinity(0)), "processor": _processor()},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    temporary = RESULTS / f".{row.name}.json"
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.rename(RESULTS / f"{row.name}.json")
+
+
+def table() -> str:
+    """Markdown table of all results present: mean and spread over scans, range over seeds where there are more."""
+    lines = [
+        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | train, min |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    order = list(METHODS)
+    results.sort(key=lambda r: (r["labeled"], order.index(r["method"]), r["seed"]))
+    for (labeled, method), group in itertools.groupby(results, key=lambda r: (r["labeled"], r["method"])):
+        lines.append(_line(labeled, method, list(group)))
+    return "\n".join(lines)
+
+
+def _line(labeled: int, method: str, runs: list[dict]) -> str:
+    def shown(name: str, scale: float = 1.0) -> str:
+        means = [scale * r["mean"][name] for r in runs]
+        spread = scale * sum(r["std"][name] for r in runs) / len(runs)
+        between = f" ({min(means):.1f} to {max(means):.1f})" if len(runs) > 1 else ""
+        return f"{sum(means) / len(means):.1f} +- {spread:.1f}{between}"
+
+    sam = runs[0]["training"]["sam"]
+    taught = f"{sam['sam_calls']:.0f}, {sam['taught_share']:.1%}, {sam['mean_weight']:.3f}" if sam else "-"
+    minutes = sum(r["train_wall_s"] for r in runs) / len(runs) / 60
+    figures = [shown("dice", 100), shown("jaccard", 100), shown("hd95_mm"), shown("asd_mm")]
+    columns = [str(labeled), method, str(len(runs)), *figures, taught, f"{minutes:.1f}"]
+    return "| " + " | ".join(columns) + " |"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing and prints the table."""
+    if argv[1:]:
+        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
+    if not _PRINT_ONLY.value:
+        if not _DATA_DIR.value:
+            raise app.UsageError("--data_dir is needed: the folder of the LA scans.")
+        rows = [
+            Row(method, labeled, seed)
+            for seed in _SEEDS.value
+            for labeled in _LABELED.value
+            for method in (_METHODS.value or METHODS)
+        ]
+        for row in rows:
+            if not (RESULTS / f"{row.name}.json").is_file():
+                run(row, _DATA_DIR.value, Path(_RUNS.value))
+    sys.stdout.write(table() + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
