@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import keras
 
 from semisam_tf.models.convolution import convolution, seeds
+from semisam_tf.models.dropout import SeededDropout
 from semisam_tf.models.normalisation import normalisation_layer
 from semisam_tf.models.upsampling import TrilinearUpsampling
 
@@ -63,13 +64,13 @@ def build_unet3d(
         x = keras.layers.MaxPooling3D(2, name=f"maxpool{level}")(x)
     x = _double_convolution(x, "center", filters * 16, normalisation, stream)
     if dropout:
-        x = keras.layers.Dropout(dropout, seed=next(stream), name="dropout_center")(x)
+        x = SeededDropout(dropout, next(stream), whole_channels=False, name="dropout_center")(x)
     for level in range(4, 0, -1):
         x = TrilinearUpsampling(name=f"up_concat{level}.up")(x)
         x = keras.layers.Concatenate(name=f"up_concat{level}")([skips[level - 1], x])
         x = _double_convolution(x, f"up_concat{level}.conv", filters * 2 ** (level - 1), normalisation, stream)
     if dropout:
-        x = keras.layers.Dropout(dropout, seed=next(stream), name="dropout_output")(x)
+        x = SeededDropout(dropout, next(stream), whole_channels=False, name="dropout_output")(x)
 
     out = convolution("final", filters, n_classes, 1, stream, kernel="kaiming_normal")(x)
     # Under mixed precision the losses still want float32.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import keras
 
 from semisam_tf.models.convolution import convolution, seeds
+from semisam_tf.models.dropout import SeededDropout
 from semisam_tf.models.normalisation import normalisation_layer
 
 
@@ -80,7 +81,7 @@ def build_vnet(
     x4 = build.stage(build.stage(x3, "block_three_dw", 8 * f, kind="down"), "block_four", 8 * f, 3)
     x5 = build.stage(build.stage(x4, "block_four_dw", 16 * f, kind="down"), "block_five", 16 * f, 3)
     if dropout:
-        x5 = keras.layers.SpatialDropout3D(dropout, seed=next(stream), name="dropout_bottleneck")(x5)
+        x5 = SeededDropout(dropout, next(stream), name="dropout_bottleneck")(x5)
 
     up = build.stage(x5, "block_five_up", 8 * f, kind="up")
     x6 = build.stage(keras.layers.Add(name="skip_four")([up, x4]), "block_six", 8 * f, 3)
@@ -91,7 +92,7 @@ def build_vnet(
     up = build.stage(x8, "block_eight_up", f, kind="up")
     x9 = build.stage(keras.layers.Add(name="skip_one")([up, x1]), "block_nine", f, 1)
     if dropout:
-        x9 = keras.layers.SpatialDropout3D(dropout, seed=next(stream), name="dropout_output")(x9)
+        x9 = SeededDropout(dropout, next(stream), name="dropout_output")(x9)
 
     out = convolution("out_conv", f, n_classes, 1, stream)(x9)
     # Under mixed precision the losses still want float32.

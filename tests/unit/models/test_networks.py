@@ -67,6 +67,7 @@ def test_the_random_state_is_among_the_variables(name: str):
     first, second = build_network(name, filters=2, seed=1), build_network(name, filters=2, seed=2)
     first(x, training=True)
     for source, target in zip(first.variables, second.variables, strict=True):
+        assert source.path == target.path  # no counter of the process in the name
         target.assign(source)
     np.testing.assert_array_equal(first(x, training=True), second(x, training=True))
 
@@ -91,6 +92,15 @@ def test_a_model_comes_back_from_its_config(name: str):
     again.set_weights(model.get_weights())
     np.testing.assert_array_equal(model(x), again(x))
     assert [layer.name for layer in model.layers] == [layer.name for layer in again.layers]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_batch_and_size_may_be_unknown_when_traced(name: str):
+    model = build_network(name, filters=2, normalisation="instance")
+    traced = tf.function(model, input_signature=[tf.TensorSpec([None, None, None, None, 1], tf.float32)])
+    for batch, size in [(1, (16, 16, 32)), (2, (32, 16, 16))]:
+        x = _image(batch, *size, 1)
+        np.testing.assert_allclose(traced(x), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,0 +1,81 @@
+"""kill -9 and the same command again ends with the arrays of an uninterrupted run, in every SAM mode."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+STEPS = 6
+
+
+def command(data_dir, workdir, sam_mode, sam_dir, *extra):
+    """A run small enough for a test with all that is random in it: augmentation, dropout, noise, UA-MT's passes."""
+    words = [
+        sys.executable, "-m", "semisam_tf.train", f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=1",
+        "--method=uncertainty_aware_mean_teacher", "--uncertainty_passes=2", "--filters=2", "--normalisation=batch",
+        "--dropout=0.5", "--patch_size=16,16,16", f"--max_steps={STEPS}", "--checkpoint_every=2", "--log_every=1",
+        "--augment_on=elastic", "--optimizer=adamw", f"--sam_mode={sam_mode}", *extra,
+    ]  # fmt: skip
+    if sam_mode != "off":
+        words += [f"--sam_dir={sam_dir}", "--sam_start_step=1", "--sam_refresh_visits=2", "--sam_prompts_from=student"]
+    return words
+
+
+def final_arrays(workdir):
+    """Weights of student and teacher and, from the last checkpoint, the optimiser's and SAM's state."""
+    arrays = {}
+    for path in (workdir / "student.weights.h5", workdir / "teacher.weights.h5"):
+        with h5py.File(path) as file:
+            file.visititems(
+                lambda name, item, path=path: (
+                    arrays.update({f"{path.name}/{name}": item[()]}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+    with h5py.File(workdir / "checkpoints" / f"step_{STEPS:08d}.h5") as file:
+        for group in file.values():
+            for item in group.values():
+                arrays[f"{group.name}/{item.attrs['name']}"] = item[()]
+    return arrays
+
+
+def kill_after_checkpoint(words, workdir, step):
+    """Starts a run and kills it, unasked, once the checkpoint of `step` is there."""
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    path = workdir / "checkpoints" / f"step_{step:08d}.h5"
+    give_up = time.monotonic() + 240
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > give_up:
+            process.kill()
+            pytest.fail(f"the run ended before its checkpoint: {process.stderr.read()}")
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "student.weights.h5").exists()
+
+
+@pytest.mark.parametrize("sam_mode", ["off", "online", "cached"])
+def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, tiny_sam, sam_mode):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    reference = subprocess.Popen(command(tiny_cohort, whole, sam_mode, tiny_sam), stderr=subprocess.PIPE, text=True)
+    words = command(tiny_cohort, killed, sam_mode, tiny_sam)
+    kill_after_checkpoint(words, killed, 2)
+    _, log = reference.communicate(timeout=240)
+    assert reference.returncode == 0, log
+    resumed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming" in resumed.stderr
+
+    expected, received = final_arrays(whole), final_arrays(killed)
+    assert expected.keys() == received.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(received[name], array, err_msg=name)
+    if sam_mode != "off":
+        assert "0 SAM calls" not in log
+        assert " taught 0.0%" not in log.splitlines()[-2]

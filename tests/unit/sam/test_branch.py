@@ -1,0 +1,313 @@
+"""From a prediction to a target, on the double: values worked by hand.
+
+The double fills a box where the picture is bright; slices of 16x16 voxels are its pictures one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from semisam_tf.sam.branch import SamBranch
+from semisam_tf.sam.cache import EmbeddingCache
+from semisam_tf.sam.manifest import Manifest
+from semisam_tf.sam.session import SamSession
+from semisam_tf.sam.target import dice
+
+
+def bright_image(shape: tuple[int, int, int] = (16, 16, 4)) -> np.ndarray:
+    """[X, Y, Z, 1]: white, but for one black voxel in each slice to stretch from."""
+    image = np.ones((*shape, 1), np.float32)
+    image[-1, -1] = 0
+    return image
+
+
+def one_hot(mask: np.ndarray, n_classes: int = 2) -> np.ndarray:
+    """Class indices to a prediction that is sure of itself."""
+    return np.eye(n_classes, dtype=np.float32)[mask]
+
+
+def l_shape() -> np.ndarray:
+    """In slice 1 an L whose box is x 3..6, y 2..8; nothing elsewhere."""
+    mask = np.zeros((16, 16, 4), int)
+    mask[3, 2:9, 1] = 1
+    mask[3:7, 8, 1] = 1
+    return mask
+
+
+def test_box_of_the_prediction_becomes_the_target(session: SamSession) -> None:
+    target = SamBranch(session, margin_vox=0, min_area_vox=1).target(bright_image(), one_hot(l_shape()))
+    expected = np.zeros((16, 16, 4), int)
+    expected[3:7, 2:9, 1] = 1
+    np.testing.assert_array_equal(target.probs, one_hot(expected))
+    np.testing.assert_array_equal(target.weight[:, :, 1], 0.75)
+    np.testing.assert_array_equal(target.weight[:, :, [0, 2, 3]], 0)
+    assert target.probs.dtype == target.weight.dtype == np.float32
+    # The L has 10 voxels, all in the box of 28.
+    assert target.scores == {
+        "prompts": 1, "slices_prompted": 1, "weighted_share": 0.25, "mean_weight": 0.75, "predicted_iou": 0.75,
+        "agreement": pytest.approx(20 / 38),
+    }  # fmt: skip
+    assert session.counts() == {"encoder_calls": 1, "slices_encoded": 1, "decoder_calls": 1, "prompts_decoded": 1}
+
+
+def test_margin_widens_the_target(session: SamSession) -> None:
+    target = SamBranch(session, margin_vox=2).target(bright_image(), one_hot(l_shape()))
+    x, y = np.nonzero(target.probs[:, :, 1, 1])
+    assert (x.min(), x.max(), y.min(), y.max()) == (1, 8, 0, 10)
+
+
+def test_sam_looks_at_the_image(session: SamSession) -> None:
+    image = bright_image()
+    image[:, :4, 1] = 0  # dark where y < 4: the double's mask ends there
+    target = SamBranch(session, margin_vox=0).target(image, one_hot(l_shape()))
+    x, y = np.nonzero(target.probs[:, :, 1, 1])
+    assert (x.min(), x.max(), y.min(), y.max()) == (3, 6, 4, 8)
+
+
+def test_components_of_a_slice_are_joined(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 4), int)
+    mask[0:4, 0:4, 2] = 1
+    mask[10:14, 4:8, 2] = 1
+    target = SamBranch(session, margin_vox=0).target(bright_image(), one_hot(mask))
+    np.testing.assert_array_equal(target.probs, one_hot(mask))
+    assert target.scores["prompts"] == 2
+    assert session.slices_encoded == 1
+
+
+def test_classes_are_asked_apart_and_the_surer_one_wins(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 1), int)
+    mask[0:8, 0:12, 0] = 1
+    mask[8:16, 0:12, 0] = 2
+    target = SamBranch(session, margin_vox=2).target(bright_image((16, 16, 1)), one_hot(mask, 3))
+    # Boxes x 0..9 and 6..15: where they overlap the deeper one wins, so the border stays between 7 and 8.
+    assert target.probs[7, 5, 0].tolist() == [0, 1, 0]
+    assert target.probs[8, 5, 0].tolist() == [0, 0, 1]
+    assert target.scores["prompts"] == 2
+
+
+def test_empty_prediction_asks_nothing(session: SamSession) -> None:
+    target = SamBranch(session).target(bright_image(), one_hot(np.zeros((16, 16, 4), int)))
+    assert target.weight.max() == 0
+    np.testing.assert_array_equal(target.probs, one_hot(np.zeros((16, 16, 4), int)))
+    assert set(target.scores.values()) == {0.0}
+    assert session.encoder_calls == session.decoder_calls == 0
+
+
+def test_specks_ask_nothing(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 4), int)
+    mask[5, 5, :] = 1
+    assert SamBranch(session, min_area_vox=2).target(bright_image(), one_hot(mask)).weight.max() == 0
+    assert session.encoder_calls == 0
+
+
+def test_prediction_that_fills_a_slice_asks_nothing_there(session: SamSession) -> None:
+    mask = l_shape()
+    mask[:, :, 3] = 1
+    target = SamBranch(session, margin_vox=0).target(bright_image(), one_hot(mask))
+    assert target.weight[:, :, 3].max() == 0
+    assert target.weight[:, :, 1].min() == 0.75
+    assert session.prompts_decoded == 1
+
+
+def test_sam_mask_that_fills_or_misses_the_slice_is_not_trusted(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 2), int)
+    mask[1:15, 1:15, 0] = 1  # with the margin the box is the slice, and all of it is bright
+    mask[4:8, 4:8, 1] = 1
+    image = np.ones((16, 16, 2, 1), np.float32)
+    image[:, :, 0] = np.linspace(0.9, 1, 16)[:, None, None]
+    image[0:12, :, 1] = 0
+    target = SamBranch(session, margin_vox=1).target(image - np.float32(0.5), one_hot(mask))
+    assert target.scores["prompts"] == 2
+    # Slice 0 is stretched to 0..1 along x: the dark quarter is not in SAM's mask, so it is trusted.
+    assert target.weight[0, 0].tolist() == [0.75, 0.0]
+
+
+def test_mask_filling_the_slice_gets_no_weight(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    write_double(tmp_path, mask_threshold_logits=-1000.0)
+    mask = np.zeros((16, 16, 4), int)
+    mask[2:14, 2:14, :] = 1
+    target = SamBranch(SamSession(tmp_path)).target(bright_image(), one_hot(mask))
+    assert target.scores["slices_prompted"] == 4
+    assert target.weight.max() == 0
+
+
+def test_threshold_of_the_manifest_is_used(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    # Logits are 0.5 on the box's rim and 1.5 one pixel further in.
+    write_double(tmp_path, mask_threshold_logits=1.0)
+    mask = np.zeros((16, 16, 4), int)
+    mask[4:10, 4:10, 0] = 1
+    target = SamBranch(SamSession(tmp_path), margin_vox=0).target(bright_image(), one_hot(mask))
+    expected = np.zeros((16, 16, 4))
+    expected[5:9, 5:9, 0] = 1
+    np.testing.assert_array_equal(target.probs[..., 1], expected)
+
+
+@pytest.mark.parametrize(
+    ("predicted_iou", "trust", "weight"),
+    [(1.5, "iou", 1.0), (-0.5, "iou", 0.0), (0.25, "iou", 0.25), (0.25, "one", 1.0)],
+)
+def test_weight_is_sams_own_opinion_or_one(
+    tmp_path: Path, write_double: Callable[..., Manifest], predicted_iou: float, trust: str, weight: float
+) -> None:
+    write_double(tmp_path, predicted_iou=predicted_iou)
+    target = SamBranch(SamSession(tmp_path), trust=trust).target(bright_image(), one_hot(l_shape()))
+    np.testing.assert_array_equal(target.weight[:, :, 1], np.float32(weight))
+
+
+def test_only_so_many_slices_are_drawn(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 9), int)
+    mask[2:9, 2:9] = 1
+    branch = SamBranch(session, max_slices=3)
+    drawn = {}
+    for seed in range(8):
+        target = branch.target(bright_image((16, 16, 9)), one_hot(mask), rng=np.random.default_rng(seed))
+        drawn[seed] = tuple(np.flatnonzero(target.weight[0, 0]))
+        assert len(drawn[seed]) == 3
+    again = branch.target(bright_image((16, 16, 9)), one_hot(mask), rng=np.random.default_rng(5))
+    assert tuple(np.flatnonzero(again.weight[0, 0])) == drawn[5]
+    assert len(set(drawn.values())) > 1
+    with pytest.raises(ValueError, match="rng=None"):
+        branch.target(bright_image((16, 16, 9)), one_hot(mask))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_axis_is_the_same_up_to_the_order_of_axes(session: SamSession, axis: int) -> None:
+    # Cut along `axis`, the first of the two other axes runs along the picture's columns.
+    order = [*[a for a in (0, 1, 2) if a != axis], axis]
+    image = np.random.default_rng(0).random((16, 16, 4, 1)).astype(np.float32)
+    reference = SamBranch(session, axis=2).target(image, one_hot(l_shape()))
+    back = np.argsort(order)
+    turned = SamBranch(session, axis=axis).target(image.transpose(*back, 3), one_hot(l_shape().transpose(back)))
+    np.testing.assert_array_equal(turned.probs.transpose(*order, 3), reference.probs)
+    np.testing.assert_array_equal(turned.weight.transpose(order), reference.weight)
+
+
+def test_other_channels_are_not_seen(session: SamSession) -> None:
+    image = np.concatenate([np.zeros_like(bright_image()), bright_image()], axis=-1)
+    seen = SamBranch(session, margin_vox=0, channel=1).target(image, one_hot(l_shape()))
+    unseen = SamBranch(session, margin_vox=0, channel=0).target(image, one_hot(l_shape()))
+    assert seen.probs[..., 1].sum() == 28
+    assert unseen.probs[..., 1].sum() == 0
+    assert unseen.weight.max() == 0
+
+
+def random_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """An image of noise in float steps that float16 does not hold, and a prediction with something in each slice."""
+    rng = np.random.default_rng(seed)
+    image = rng.random((13, 11, 6, 1)).astype(np.float32)
+    mask = np.zeros((13, 11, 6), int)
+    mask[2:9, 3:8] = 1
+    return image, one_hot(mask)
+
+
+def test_cold_and_warm_cache_and_no_cache_give_equal_targets(session: SamSession, tmp_path: Path) -> None:
+    image, class_probs = random_case()
+    without = SamBranch(session).target(image, class_probs)
+    branch = SamBranch(session, cache=EmbeddingCache(tmp_path))
+    cold = branch.target(image, class_probs, key="case")
+    assert session.slices_encoded == 12
+    warm = SamBranch(session, cache=EmbeddingCache(tmp_path)).target(image, class_probs, key="case")
+    assert session.slices_encoded == 12
+    assert session.prompts_decoded == 18
+    for target in (cold, warm):
+        np.testing.assert_array_equal(target.probs, without.probs)
+        np.testing.assert_array_equal(target.weight, without.weight)
+        assert target.scores == without.scores
+
+
+def test_embeddings_are_rounded_before_decoding_even_without_a_cache(session: SamSession) -> None:
+    seen = []
+    real = session.decode
+    session.decode = lambda embeddings, prompts: seen.append(embeddings.dtype) or real(embeddings, prompts)
+    SamBranch(session).target(*random_case())
+    assert seen == [np.float16]
+
+
+def test_only_new_slices_are_encoded(session: SamSession, tmp_path: Path) -> None:
+    image, class_probs = random_case()
+    branch = SamBranch(session, cache=EmbeddingCache(tmp_path))
+    first = class_probs.copy()
+    first[:, :, 3:] = [1, 0]
+    branch.target(image, first, key="case")
+    assert session.slices_encoded == 3
+    branch.target(image, class_probs, key="case")
+    assert session.slices_encoded == 6
+    assert branch.encode_scan(image, "case") == 0
+    assert branch.encode_scan(image + 1, "case") == 6
+
+
+def test_changed_image_under_the_same_name_is_encoded_again(session: SamSession, tmp_path: Path) -> None:
+    image, class_probs = random_case()
+    branch = SamBranch(session, cache=EmbeddingCache(tmp_path))
+    branch.target(image, class_probs, key="case")
+    changed = image[::-1].copy()
+    target = branch.target(changed, class_probs, key="case")
+    assert session.slices_encoded == 12
+    np.testing.assert_array_equal(target.probs, SamBranch(session).target(changed, class_probs).probs)
+
+
+def test_crops_leave_the_cache_alone(session: SamSession, tmp_path: Path) -> None:
+    SamBranch(session, cache=EmbeddingCache(tmp_path)).target(*random_case(), key=None)
+    assert list(tmp_path.glob("*.embeddings")) == []
+
+
+def test_scan_in_the_cache_takes_the_same_slices_as_the_target(session: SamSession, tmp_path: Path) -> None:
+    image, class_probs = random_case()
+    branch = SamBranch(session, cache=EmbeddingCache(tmp_path))
+    assert branch.encode_scan(image, "case") == 6
+    ahead = branch.target(image, class_probs, key="case")
+    assert session.slices_encoded == 6
+    np.testing.assert_array_equal(ahead.probs, SamBranch(session).target(image, class_probs).probs)
+
+
+def test_wrong_arguments_are_refused(session: SamSession) -> None:
+    for arguments in ({"axis": 3}, {"trust": "faith"}, {"max_slices": -1}, {"margin_vox": -1}):
+        name, value = next(iter(arguments.items()))
+        with pytest.raises(ValueError, match=f"{name}={value!r}"):
+            SamBranch(session, **arguments)
+    image, class_probs = random_case()
+    with pytest.raises(ValueError, match=r"one grid\. Received: image=\(13, 11, 6\)"):
+        SamBranch(session).target(image[..., 0], class_probs)
+    with pytest.raises(ValueError, match=r"class_probs=\(13, 11, 5, 2\)"):
+        SamBranch(session).target(image, class_probs[:, :, :5])
+    with pytest.raises(ValueError, match="cache=None"):
+        SamBranch(session).encode_scan(image, "case")
+
+
+def test_model_without_boxes_says_why(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    write_double(
+        tmp_path, prompts={"box": False, "point": True, "mask": False}, prompt_notes={"box": "it never saw one"}
+    )
+    with pytest.raises(ValueError, match="it never saw one"):
+        SamBranch(SamSession(tmp_path))
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), seed=st.integers(0, 99), axis=st.integers(0, 2))
+def test_any_grid_and_prediction_gives_a_sound_target(
+    session: SamSession, shape: tuple[int, int, int], seed: int, axis: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.standard_normal((*shape, 1)).astype(np.float32)
+    class_probs = rng.dirichlet(np.ones(3), shape).astype(np.float32)
+    target = SamBranch(session, axis=axis, min_area_vox=1).target(image, class_probs)
+    assert target.probs.shape == (*shape, 3)
+    np.testing.assert_array_equal(target.probs.sum(axis=-1), 1)
+    assert set(np.unique(target.weight)) <= {0.0, 0.75}
+    # A slice is trusted as a whole or not at all.
+    per_slice = np.moveaxis(target.weight, axis, 0).reshape(shape[axis], -1)
+    np.testing.assert_array_equal(per_slice.min(axis=1), per_slice.max(axis=1))
+
+
+def test_dice() -> None:
+    a = np.array([True, True, False, False])
+    assert dice(a, np.array([True, False, True, False])) == 0.5
+    assert dice(a, a) == 1
+    assert dice(a, ~a) == 0
+    assert dice(a & ~a, a & ~a) == 1

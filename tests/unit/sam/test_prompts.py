@@ -1,0 +1,119 @@
+"""Boxes, clicks and mask logits from masks drawn by hand and by hypothesis."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from semisam_tf.sam.prompts import boxes_per_slice, click, mask_prompt_logits
+
+MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
+
+
+def draw(*rows: str) -> np.ndarray:
+    """`.` and `#` to a mask."""
+    return np.array([[c == "#" for c in row] for row in rows])
+
+
+def test_each_component_gets_its_box() -> None:
+    mask = draw(
+        ".##.....",
+        ".#......",
+        "........",
+        ".....###",
+    )
+    np.testing.assert_array_equal(boxes_per_slice(mask), [[1, 0, 2, 1], [5, 3, 7, 3]])
+
+
+def test_touching_corners_are_one_component() -> None:
+    np.testing.assert_array_equal(boxes_per_slice(draw("#..", ".#.", "..#")), [[0, 0, 2, 2]])
+
+
+def test_margin_is_cut_at_the_border() -> None:
+    mask = draw(".....", ".#...", ".....", ".....", ".....")
+    np.testing.assert_array_equal(boxes_per_slice(mask, margin_vox=2), [[0, 0, 3, 3]])
+
+
+def test_specks_are_left_out() -> None:
+    mask = draw("##..#", "##...")
+    np.testing.assert_array_equal(boxes_per_slice(mask, min_area_vox=2), [[0, 0, 1, 1]])
+    assert boxes_per_slice(mask, min_area_vox=5).shape == (0, 4)
+
+
+def test_empty_mask_has_no_prompt() -> None:
+    assert boxes_per_slice(np.zeros((4, 5), bool), margin_vox=3).shape == (0, 4)
+
+
+@given(mask=MASKS, margin_vox=st.integers(0, 5), min_area_vox=st.integers(1, 3))
+def test_boxes_lie_in_the_slice_and_miss_only_small_components(
+    mask: np.ndarray, margin_vox: int, min_area_vox: int
+) -> None:
+    boxes = boxes_per_slice(mask, margin_vox, min_area_vox)
+    covered = np.zeros(mask.shape, bool)
+    for x_first, y_first, x_last, y_last in boxes:
+        assert 0 <= x_first <= x_last < mask.shape[1]
+        assert 0 <= y_first <= y_last < mask.shape[0]
+        covered[y_first : y_last + 1, x_first : x_last + 1] = True
+    if min_area_vox == 1:
+        assert covered[mask].all()
+    if margin_vox == 0 and len(boxes):
+        # A tight box has a foreground voxel on each of its sides.
+        x_first, y_first, x_last, y_last = boxes[0]
+        part = mask[y_first : y_last + 1, x_first : x_last + 1]
+        assert part[0].any()
+        assert part[-1].any()
+        assert part[:, 0].any()
+        assert part[:, -1].any()
+
+
+@pytest.mark.parametrize(("shape", "margin_vox"), [((2, 2, 2), 0), ((2, 2), -1)])
+def test_wrong_arguments_are_refused(shape: tuple[int, ...], margin_vox: int) -> None:
+    with pytest.raises(ValueError, match=f"margin_vox={margin_vox}"):
+        boxes_per_slice(np.ones(shape, bool), margin_vox)
+
+
+def test_first_click_is_inside_the_guide() -> None:
+    guide = draw("....", "..#.", "....")
+    assert click(np.zeros_like(guide), guide, np.random.default_rng(0)) == ((1, 2), True)
+
+
+def test_spill_is_clicked_as_outside() -> None:
+    guide = draw("#...", "....")
+    predicted = draw("#..#", "....")
+    assert click(predicted, guide, np.random.default_rng(0)) == ((0, 3), False)
+
+
+def test_agreement_needs_no_click() -> None:
+    mask = draw("#.", "..")
+    assert click(mask, mask, np.random.default_rng(0)) is None
+    assert click(np.zeros((2, 2), bool), np.zeros((2, 2), bool), np.random.default_rng(0)) is None
+
+
+def test_click_is_drawn_uniformly_and_by_the_generator_alone() -> None:
+    guide = np.ones((2, 2, 1), bool)
+    rng = np.random.default_rng(3)
+    clicks = [click(np.zeros_like(guide), guide, rng) for _ in range(400)]
+    counts = {place: [c.click_vox for c in clicks].count(place) for place in np.ndindex(2, 2, 1)}
+    # 100 expected each, standard deviation 8.7.
+    assert all(60 < count < 140 for count in counts.values())
+    again = np.random.default_rng(3)
+    assert clicks == [click(np.zeros_like(guide), guide, again) for _ in range(400)]
+
+
+@given(predicted=hnp.arrays(bool, (4, 3, 2)), guide=hnp.arrays(bool, (4, 3, 2)), seed=st.integers(0, 99))
+def test_click_lands_where_they_differ(predicted: np.ndarray, guide: np.ndarray, seed: int) -> None:
+    drawn = click(predicted, guide, np.random.default_rng(seed))
+    if drawn is None:
+        assert (predicted == guide).all()
+    else:
+        assert predicted[drawn.click_vox] != guide[drawn.click_vox]
+        assert drawn.inside == guide[drawn.click_vox]
+
+
+def test_mask_prompt_is_logits() -> None:
+    logits = mask_prompt_logits(np.array([0.0, 0.5, 1 / (1 + np.exp(-3.0)), 1.0]))
+    np.testing.assert_allclose(logits, [-10, 0, 3, 10], atol=1e-6)
+    assert logits.dtype == np.float32

@@ -1,0 +1,23 @@
+"""Files are whole or absent."""
+
+import json
+
+import pytest
+
+from semisam_tf.atomic import replacing, write_json
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"dice": 0.5})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"dice": float("nan")})
+    assert json.loads(path.read_text()) == {"dice": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_name_keeps_its_suffixes(tmp_path):
+    with replacing(tmp_path / "deep" / "student.weights.h5") as temporary:
+        assert temporary.name.endswith(".weights.h5")
+        temporary.write_bytes(b"x")
+    assert (tmp_path / "deep" / "student.weights.h5").read_bytes() == b"x"

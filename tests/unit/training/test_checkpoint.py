@@ -1,0 +1,88 @@
+"""Checkpoints and the lock."""
+
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from semisam_tf.training import checkpoint
+
+
+def test_round_trip_keeps_arrays_and_state(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "student": {"0000:a/kernel": rng.normal(size=(40, 40)).astype(np.float32)},
+        "sam": {"mask/case": rng.integers(0, 2, (20, 20, 20), np.uint8), "weight/case": np.zeros(3, np.uint8)},
+    }
+    checkpoint.save(tmp_path, 7, arrays, {"duration_s": 1.5, "sam": {"visits": {"case": 2}}})
+    step, loaded, state = checkpoint.load_latest(tmp_path)
+    assert (step, state) == (7, {"duration_s": 1.5, "sam": {"visits": {"case": 2}}})
+    for group, named in arrays.items():
+        assert loaded[group].keys() == named.keys()
+        for name, array in named.items():
+            np.testing.assert_array_equal(loaded[group][name], array)
+            assert loaded[group][name].dtype == array.dtype
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for step in (5, 10, 15, 100):
+        checkpoint.save(tmp_path, step, {}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000015.h5", "step_00000100.h5"]
+    assert checkpoint.load_latest(tmp_path)[0] == 100
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.load_latest(tmp_path / "absent") is None
+
+
+def test_a_torn_file_is_named(tmp_path):
+    path = checkpoint.save(tmp_path, 5, {"a": {"x": np.ones(10_000)}}, {})
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"step_00000005\.h5.*Remove it"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_old_one(tmp_path):
+    checkpoint.save(tmp_path, 5, {"a": {"x": np.ones(3)}}, {})
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path, 6, {"a": {"x": np.array([object()])}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005.h5"]
+
+
+def test_assign_lists_all_that_does_not_fit():
+    variables = [keras.Variable(np.zeros((2, 2)), name="kernel"), keras.Variable(np.zeros(2), name="bias")]
+    arrays = checkpoint.arrays_of(variables)
+    arrays["0009:stranger"] = np.zeros(1)
+    arrays["0001:bias"] = np.zeros(3)
+    del arrays["0000:kernel"]
+    with pytest.raises(ValueError, match=r"student.*0000:kernel.*0009:stranger.*0001:bias"):
+        checkpoint.assign(variables, arrays, "student")
+
+
+def test_a_second_process_is_refused_and_the_lock_dies_with_its_holder(tmp_path):
+    code = (
+        "import sys, time, pathlib; from semisam_tf.training.checkpoint import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(RuntimeError, match=f"in use by process {holder.pid}"),
+            checkpoint.locked(tmp_path),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    for _ in range(100):
+        try:
+            with checkpoint.locked(tmp_path):
+                return
+        except RuntimeError:
+            time.sleep(0.05)
+    pytest.fail("the lock outlived its process")
