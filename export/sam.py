@@ -55,10 +55,13 @@ def export(
     """
     output = Path(output).absolute()
     _check_output(output)
-    family: Family = importlib.import_module(FAMILIES[family_name]).load(checkpoint, random_seed)
-    if not force and (kept := _good_export(output, family)) is not None:
-        logging.info("%s is a verified export of these weights already; --force to make it anew.", output)
-        return kept
+    module = importlib.import_module(FAMILIES[family_name])
+    if not force:
+        kept = _good_export(output, family_name, module.source_sha256(checkpoint, random_seed))
+        if kept is not None:
+            logging.info("%s is a verified export of these weights already; --force to make it anew.", output)
+            return kept
+    family: Family = module.load(checkpoint, random_seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial.", dir=output.parent))
     try:
@@ -81,9 +84,9 @@ def write_graphs(family: Family, folder: Path) -> None:
     import numpy as np
     import torch
 
-    arrays = family.examples(np.random.default_rng(0), 2, "random")
+    arrays = family.examples(np.random.default_rng(0), ("random",))
     # The decoder is traced, not measured, here: any embeddings will do.
-    arrays["embeddings"] = np.zeros((2, *family.facts["embedding_shape"]), np.float32)
+    arrays["embeddings"] = np.zeros((1, *family.facts["embedding_shape"]), np.float32)
     with warnings.catch_warnings():
         # The tracer warns of each Python value it freezes; `verify` compares two batch sizes to catch a wrong one.
         warnings.simplefilter("ignore")
@@ -132,7 +135,7 @@ def _verified_manifest(family: Family, folder: Path) -> dict[str, Any]:
     return Manifest.from_dict(json.loads(json.dumps(values))).to_dict()
 
 
-def _good_export(output: Path, family: Family) -> dict[str, Any] | None:
+def _good_export(output: Path, family_name: str, source_sha256: str) -> dict[str, Any] | None:
     """Manifest of the export that is there, if it is whole and of the same weights by the same exporter."""
     from semisam_tf.sam.manifest import load_manifest
 
@@ -140,7 +143,7 @@ def _good_export(output: Path, family: Family) -> dict[str, Any] | None:
         manifest = load_manifest(output)
     except (FileNotFoundError, ValueError):
         return None
-    same = (manifest.family, manifest.source["sha256"]) == (family.facts["family"], family.source_sha256)
+    same = (manifest.family, manifest.source["sha256"]) == (family_name, source_sha256)
     return manifest.to_dict() if same and manifest.exporter.endswith(f"revision {REVISION}") else None
 
 

@@ -13,6 +13,9 @@ import numpy as np
 from semisam_tf.geometry import resample
 from semisam_tf.sam.manifest import Manifest, Scaling
 
+# Spread of a slice, relative to its magnitude, below which it is constant in float32.
+_FLAT = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class SliceFrame:
@@ -69,7 +72,8 @@ class SliceFrame:
         resized = resample(np.clip(plane, *scan_range), self.resized, axes=(0, 1))
         low, high = (resized.min(), resized.max()) if scaling.unit == "slice" else scan_range
         result = np.zeros(self.picture_size, np.float32)
-        if high > low:
+        # Not `high > low`: resampling a constant slice leaves rounding errors, which must not be stretched to [0, 1].
+        if high - low > _FLAT * max(abs(low), abs(high)):
             result[: self.resized[0], : self.resized[1]] = np.clip((resized - low) / (high - low), 0, 1)
         return result
 

@@ -115,17 +115,15 @@ def test_prediction_that_fills_a_slice_asks_nothing_there(session: SamSession) -
     assert session.prompts_decoded == 1
 
 
-def test_sam_mask_that_fills_or_misses_the_slice_is_not_trusted(session: SamSession) -> None:
+def test_slice_where_sam_finds_nothing_is_not_trusted(session: SamSession) -> None:
     mask = np.zeros((16, 16, 2), int)
-    mask[1:15, 1:15, 0] = 1  # with the margin the box is the slice, and all of it is bright
-    mask[4:8, 4:8, 1] = 1
-    image = np.ones((16, 16, 2, 1), np.float32)
-    image[:, :, 0] = np.linspace(0.9, 1, 16)[:, None, None]
-    image[0:12, :, 1] = 0
-    target = SamBranch(session, margin_vox=1).target(image - np.float32(0.5), one_hot(mask))
-    assert target.scores["prompts"] == 2
-    # Slice 0 is stretched to 0..1 along x: the dark quarter is not in SAM's mask, so it is trusted.
+    mask[4:8, 4:8] = 1
+    image = bright_image((16, 16, 2))
+    image[:8, :, 1] = 0  # nothing bright in slice 1's box
+    target = SamBranch(session, margin_vox=0).target(image, one_hot(mask))
+    assert target.scores["prompts"] == target.scores["slices_prompted"] == 2
     assert target.weight[0, 0].tolist() == [0.75, 0.0]
+    assert target.scores["agreement"] == 1
 
 
 def test_mask_filling_the_slice_gets_no_weight(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:

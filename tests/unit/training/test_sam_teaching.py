@@ -1,0 +1,118 @@
+"""SAM's targets follow their scan through crop, flip and rotation, are made when due, and are zero before the start."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from semisam_tf.config import Config
+from semisam_tf.data.augment import AugmentConfig
+from semisam_tf.data.batches import TwoStream
+from semisam_tf.data.volumes import Volume
+from semisam_tf.sam.target import SamTarget
+from semisam_tf.training.sam_teaching import SamTeaching
+
+CONFIG = Config(sam_mode="cached", sam_dir="s", n_classes=3, sam_refresh_visits=2)
+SIZE = (20, 18, 16)
+
+
+class Session:
+    """Counts as SamSession does."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def counts(self):
+        return {"encoder_calls": self.calls, "decoder_calls": 0, "slices_encoded": self.calls, "prompts_decoded": 0}
+
+
+class Branch:
+    """Answers with the scan itself: mask = class painted into the image, weight = 1 where the image is not 0."""
+
+    def __init__(self):
+        self.session, self.keys = Session(), []
+
+    def target(self, image, class_probs, key=None, rng=None):
+        self.session.calls += 1
+        self.keys.append(key)
+        classes = image[..., 0].round().astype(int)
+        return SamTarget(np.eye(3, dtype=np.float32)[classes], (classes > 0).astype(np.float32), {})
+
+
+def volume(case_id, label):
+    rng = np.random.default_rng(len(case_id))
+    image = np.zeros((*SIZE, 1), np.float32)
+    image[4:12, 5:9, 3:8] = 1.0
+    image[6:15, 10:16, 6:14] = 2.0
+    return Volume(case_id, image, rng.integers(0, 2, SIZE).astype(np.uint8) if label else None, (1, 1, 1), np.eye(4))
+
+
+@pytest.fixture
+def unlabelled():
+    return [volume("b", False), volume("cc", False)]
+
+
+@pytest.fixture
+def stream(unlabelled):
+    augment = AugmentConfig(flip="xyz", rotate90=True)
+    return TwoStream([volume("a", True)], unlabelled, 3, 1, (16, 16, 16), augment, seed=3)
+
+
+def teaching(config, unlabelled):
+    def never(images):
+        raise AssertionError("this model is not the one that prompts")
+
+    crops = (lambda images: np.zeros((*images.shape[:4], 3), np.float32)) if config.sam_mode == "online" else never
+    scans = (lambda image: np.zeros((*image.shape[:3], 3), np.float32)) if config.sam_mode == "cached" else never
+    return SamTeaching(config, Branch(), crops, scans, unlabelled)
+
+
+@pytest.mark.parametrize("mode", ["cached", "online"])
+def test_target_lies_where_the_image_does(stream, unlabelled, mode):
+    sam = teaching(dataclasses.replace(CONFIG, sam_mode=mode), unlabelled)
+    for t in range(8):
+        batch = stream.batch(t)
+        probs, weight = sam.targets(t, batch)
+        assert probs.shape == (2, 16, 16, 16, 3)
+        # The image is its own answer, so any crop, flip or turn that the target missed would show.
+        np.testing.assert_array_equal(probs.argmax(-1), batch.images[1:, ..., 0])
+        np.testing.assert_array_equal(weight, batch.images[1:, ..., 0] > 0)
+
+
+def test_nothing_is_taught_before_the_start(stream, unlabelled):
+    sam = teaching(dataclasses.replace(CONFIG, sam_start_step=5), unlabelled)
+    probs, weight = sam.targets(4, stream.batch(4))
+    assert probs.sum() == weight.sum() == 0
+    assert sam.branch.keys == []
+    assert sam.targets(5, stream.batch(5))[1].sum() > 0
+
+
+def test_a_scan_is_asked_about_every_second_visit(stream, unlabelled):
+    sam = teaching(CONFIG, unlabelled)
+    for t in range(5):
+        sam.targets(t, stream.batch(t))
+    # Each batch visits both scans once: due at visits 0, 2 and 4.
+    assert sorted(sam.branch.keys) == ["b"] * 3 + ["cc"] * 3
+    assert sam.summary()["sam_calls"] == 6
+    assert sam.summary()["targets"] == 6
+
+
+def test_summary_counts_voxels_and_weight(stream, unlabelled):
+    sam = teaching(CONFIG, unlabelled)
+    weights = [sam.targets(t, stream.batch(t))[1] for t in range(3)]
+    assert sam.summary()["taught_share"] == pytest.approx(np.mean(np.array(weights) > 0))
+    assert sam.summary()["mean_weight"] == pytest.approx(np.mean(weights))
+
+
+def test_restored_state_goes_on_as_the_old_one(stream, unlabelled):
+    old, new = teaching(CONFIG, unlabelled), teaching(CONFIG, unlabelled)
+    for t in range(3):
+        old.targets(t, stream.batch(t))
+    new.restore(*old.state())
+    asked_before = len(old.branch.keys)
+    for t in range(3, 6):
+        batch = stream.batch(t)
+        for a, b in zip(old.targets(t, batch), new.targets(t, batch), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert new.branch.keys == old.branch.keys[asked_before:]
+    assert new.summary() == old.summary()
