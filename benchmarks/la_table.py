@@ -110,7 +110,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
 def table() -> str:
     """Markdown table of all results present: mean and spread over scans, range over seeds where there are more."""
     lines = [
-        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | train, min |",
+        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | min |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]

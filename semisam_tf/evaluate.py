@@ -93,8 +93,8 @@ def evaluate_command(config: EvaluateConfig) -> int:
         sam = report["sam"]
         sys.stdout.write(
             f"In training: {sam['sam_calls']:.0f} SAM calls ({sam['slices_encoded']:.0f} slices encoded, "
-            f"{sam['prompts_decoded']:.0f} prompts decoded), {sam['taught_share']:.1%} of the unlabelled voxels taught, "
-            f"mean weight {sam['mean_weight']:.3f}\n"
+            f"{sam['prompts_decoded']:.0f} prompts decoded), {sam['taught_share']:.1%} of the unlabelled voxels "
+            f"taught, mean weight {sam['mean_weight']:.3f}\n"
         )
     sys.stdout.write(f"Metrics: {report['output']}\nPicture: {report['picture']}\n")
     if mean["dice"] < config.min_dice:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before any test module imports TensorFlow, NumPy or torch: they read these once. Subprocesses inherit them.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -74,6 +76,15 @@ def golden() -> Iterator[Callable[[str], dict[str, np.ndarray]]]:
 
     yield load
     read.clear()
+
+
+@pytest.fixture(scope="session")
+def write_double(repo_root: Path) -> Callable[..., Any]:
+    """`write_sam_double(folder, side, predicted_iou, clip_percentiles, **changes)`."""
+    spec = importlib.util.spec_from_file_location("sam_double", repo_root / "tests" / "sam_double.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_sam_double
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,27 @@ import numpy as np
 
 from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
 from semisam_tf.sam.frame import SliceFrame, clip_range
-from semisam_tf.sam.prompts import boxes_per_slice
+from semisam_tf.sam.prompts import component_prompts, mask_prompt_logits
 from semisam_tf.sam.session import SamSession
 from semisam_tf.sam.target import SamTarget, dice
 
 # Slices whose embeddings (4 MiB each) and logits are held at a time.
 _SLICES_AT_A_TIME = 16
 TRUSTS = ("iou", "one")
+# Inputs of a decoder that can be made from a prediction, and the kind of prompt they are.
+PROMPT_ROLES = {"boxes": "box", "points": "point", "point_labels": "point", "masks": "mask"}
+# Mask prompts beyond the slice: surely background, and no more so than a sure voxel within.
+_SURE_LOGIT = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """One box: in which slice, for which class; (x first, y first, x last, y last) in voxels of the slice."""
+    """One component of the prediction: in which slice, of which class, its box and innermost voxel in the slice."""
 
     slice_index: int
     class_index: int
-    box_vox: tuple[int, int, int, int]
+    box_vox: np.ndarray
+    point_vox: np.ndarray
 
 
 @dataclasses.dataclass
@@ -40,7 +45,7 @@ class _Answer:
 
 
 class SamBranch:
-    """Prompts a 2D SAM with a prediction's boxes, slice by slice.
+    """Prompts a 2D SAM with a prediction, slice by slice: boxes, points and masks as its manifest allows.
 
     Args:
         session: The model.
@@ -55,7 +60,7 @@ class SamBranch:
         cache: Where embeddings are kept for `target` calls with a key; None to encode each time.
 
     Raises:
-        ValueError: The model takes no boxes, or an argument is out of range.
+        ValueError: The model wants a prompt that a prediction cannot give, or an argument is out of range.
     """
 
     def __init__(
@@ -69,10 +74,13 @@ class SamBranch:
         channel: int = 0,
         cache: EmbeddingCache | None = None,
     ) -> None:
-        manifest = session.manifest
-        if not manifest.prompts["box"]:
+        allowed = {role for role, kind in PROMPT_ROLES.items() if session.manifest.prompts[kind]}
+        wanted = set(session.manifest.decoder_inputs) - {"embeddings"}
+        if not wanted or wanted - allowed:
             raise ValueError(
-                f"Expected a SAM that takes boxes; {manifest.family} does not: {manifest.prompt_notes.get('box', '')}"
+                f"Expected a SAM whose decoder takes prompts of {sorted(PROMPT_ROLES)} and was trained with them. "
+                f"Received: family={session.manifest.family!r}, prompts={sorted(wanted)}, trained with "
+                f"{sorted(allowed)}; {dict(session.manifest.prompt_notes)}."
             )
         if axis not in (0, 1, 2) or trust not in TRUSTS or max_slices < 0 or margin_vox < 0:
             raise ValueError(
@@ -82,7 +90,7 @@ class SamBranch:
         self.session, self.cache = session, cache
         self.axis, self.channel, self.trust = axis, channel, trust
         self.margin_vox, self.min_area_vox, self.max_slices = margin_vox, min_area_vox, max_slices
-        self._digest = manifest.digest()
+        self._digest = session.manifest.digest()
         # [X, Y, Z] -> [slices, rows, columns]; its own inverse is what `_to_volume` applies.
         self._order = (axis, *[a for a in (2, 1, 0) if a != axis])
 
@@ -117,7 +125,9 @@ class SamBranch:
         predicted_mask = class_probs.argmax(axis=-1).astype(np.uint8).transpose(self._order)
         prompts = self._prompts(predicted_mask, class_probs.shape[-1], rng)
         frame = SliceFrame.of(planes.shape[1:], self.session.manifest)
-        answer = self._answer(planes, prompts, frame, key, class_probs.shape[-1])
+        # [K, slices, rows, columns]
+        class_planes = class_probs.transpose(3, *self._order)
+        answer = self._answer(planes, prompts, frame, key, class_planes)
         return self._target(answer, predicted_mask, class_probs.shape[-1])
 
     def encode_scan(self, image: np.ndarray, key: str) -> int:
@@ -144,8 +154,8 @@ class SamBranch:
                 foreground_mask = predicted_mask[index] == class_index
                 if np.count_nonzero(foreground_mask) == full:
                     continue
-                boxes = boxes_per_slice(foreground_mask, self.margin_vox, self.min_area_vox)
-                prompts += [_Prompt(int(index), class_index, tuple(box)) for box in boxes.tolist()]
+                found = component_prompts(foreground_mask, self.margin_vox, self.min_area_vox)
+                prompts += [_Prompt(int(index), class_index, *both) for both in zip(*found, strict=True)]
         slices = sorted({prompt.slice_index for prompt in prompts})
         if self.max_slices and len(slices) > self.max_slices:
             if rng is None:
@@ -155,7 +165,7 @@ class SamBranch:
         return prompts
 
     def _answer(
-        self, planes: np.ndarray, prompts: list[_Prompt], frame: SliceFrame, key: str | None, n_classes: int
+        self, planes: np.ndarray, prompts: list[_Prompt], frame: SliceFrame, key: str | None, class_planes: np.ndarray
     ) -> _Answer:
         """Prompts of one class in one slice are joined; where classes meet, the larger logit wins."""
         answer = _Answer(np.zeros(planes.shape, np.uint8), {})
@@ -171,10 +181,10 @@ class SamBranch:
             embeddings = self._embeddings(planes, chunk, frame, scan_range, stored)
             decoded = self.session.decode(
                 embeddings[[position[prompt.slice_index] for prompt in asked]],
-                {"boxes": frame.boxes(np.array([prompt.box_vox for prompt in asked]))},
+                self._roles(asked, frame, class_planes),
             )
             # [chunk, classes, rows, columns]; the background's logit is the threshold itself.
-            best = np.full((len(chunk), n_classes, *planes.shape[1:]), -np.inf, np.float32)
+            best = np.full((len(chunk), len(class_planes), *planes.shape[1:]), -np.inf, np.float32)
             best[:, 0] = self.session.manifest.mask_threshold_logits
             for prompt, logits, iou in zip(asked, frame.logits(decoded.logits), decoded.predicted_iou, strict=True):
                 place = best[position[prompt.slice_index], prompt.class_index]
@@ -182,6 +192,22 @@ class SamBranch:
                 answer.slice_ious.setdefault(prompt.slice_index, []).append(float(iou))
             answer.sam_mask[chunk] = best.argmax(axis=1)
         return answer
+
+    def _roles(self, asked: list[_Prompt], frame: SliceFrame, class_planes: np.ndarray) -> dict[str, np.ndarray]:
+        """The decoder's inputs for these prompts, by role; only those that this decoder has."""
+        tensors = self.session.manifest.decoder_inputs
+        roles: dict[str, np.ndarray] = {}
+        if "boxes" in tensors:
+            roles["boxes"] = frame.boxes(np.array([prompt.box_vox for prompt in asked]))
+        if "points" in tensors:
+            roles["points"] = frame.points(np.array([prompt.point_vox for prompt in asked]))[:, None]
+        if "point_labels" in tensors:
+            roles["point_labels"] = np.ones((len(asked), 1), np.float32)
+        if "masks" in tensors:
+            size = [int(n) for n in tensors["masks"].shape[1:]]
+            logits = [mask_prompt_logits(class_planes[p.class_index, p.slice_index], _SURE_LOGIT) for p in asked]
+            roles["masks"] = np.stack([frame.mask_prompt(plane, size, -_SURE_LOGIT) for plane in logits])
+        return roles
 
     def _embeddings(
         self,

@@ -85,6 +85,21 @@ class SliceFrame:
         # A voxel smaller than a pixel (shrunk slices) still is a box of one pixel, not an inverted one.
         return np.concatenate([first, np.maximum(first, last)], axis=1).astype(np.float32)
 
+    def points(self, points_vox: np.ndarray) -> np.ndarray:
+        """Voxels (x, y) -> float32 [N, 2] pixels (x, y) at the voxels' centres."""
+        ratio = np.array([self.resized[1] / self.slice_size[1], self.resized[0] / self.slice_size[0]])
+        return ((np.asarray(points_vox, np.float64).reshape(-1, 2) + 0.5) * ratio - 0.5).astype(np.float32)
+
+    def mask_prompt(self, logits: np.ndarray, size: Sequence[int], fill: float) -> np.ndarray:
+        """Logits on the slice's voxels [rows, columns] -> mask prompt float32 `size`, `fill` beyond the slice."""
+        rows, columns = (
+            max(1, round(part * low / full))
+            for part, low, full in zip(self.resized, size, self.picture_size, strict=True)
+        )
+        result = np.full(tuple(size), fill, np.float32)
+        result[:rows, :columns] = resample(logits, (rows, columns), axes=(0, 1))
+        return result
+
     def logits(self, low_res_logits: np.ndarray) -> np.ndarray:
         """Decoder's masks -> float32 [N, rows, columns] logits on the slice's own voxels."""
         rows, columns = (

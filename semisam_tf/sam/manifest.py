@@ -59,7 +59,9 @@ class Manifest:
         mask_threshold_logits: A voxel belongs to the mask where its logit is above this.
         embedding_shape: Shape of one embedding, without the batch.
         logits_size: Rows and columns of the decoder's mask.
-        encoder_inputs, encoder_outputs, decoder_inputs, decoder_outputs: Role -> tensor.
+        encoder_inputs, encoder_outputs, decoder_inputs, decoder_outputs: Role -> tensor. Roles of prompts, N first:
+            "boxes" [N, 4]; "points" [N, P, 2] as (x, y) with "point_labels" [N, P], 1 inside and 0 outside;
+            "masks" [N, rows, columns], logits over the whole picture.
         opset: ONNX operator set.
         exporter: What wrote the graphs.
         source: Checkpoint the weights are from: "name" and "sha256".

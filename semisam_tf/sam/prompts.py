@@ -17,17 +17,31 @@ class Click(NamedTuple):
     inside: bool
 
 
-def boxes_per_slice(foreground_mask: np.ndarray, margin_vox: int = 0, min_area_vox: int = 1) -> np.ndarray:
-    """One box per 8-connected component of a slice's foreground.
+class ComponentPrompts(NamedTuple):
+    """Prompts for the components of one slice, N of each; x runs along columns, y along rows.
+
+    Attributes:
+        boxes_vox: int64 [N, 4] as (x first, y first, x last, y last), both ends within.
+        points_vox: int64 [N, 2] as (x, y), the innermost voxel of each component.
+    """
+
+    boxes_vox: np.ndarray
+    points_vox: np.ndarray
+
+
+def component_prompts(foreground_mask: np.ndarray, margin_vox: int = 0, min_area_vox: int = 1) -> ComponentPrompts:
+    """A box around and a point inside each 8-connected component of a slice's foreground.
+
+    The point is the voxel farthest from the component's border, so that it lies in the organ even where the border
+    is wrong (and where the centre of a crescent would not).
 
     Args:
         foreground_mask: bool [rows, columns], from a prediction.
         margin_vox: Each box is widened by so many voxels on each side, and cut at the slice's border.
-        min_area_vox: Components of fewer voxels get no box.
+        min_area_vox: Components of fewer voxels get no prompt.
 
     Returns:
-        int64 [N, 4] as (x first, y first, x last, y last): x along columns, both ends within. N is 0 for an empty
-        mask. Ordered by the components' first voxels.
+        N is 0 for an empty mask. Ordered by the components' first voxels.
 
     Raises:
         ValueError: The mask is not two-dimensional, or the margin is negative.
@@ -38,17 +52,20 @@ def boxes_per_slice(foreground_mask: np.ndarray, margin_vox: int = 0, min_area_v
             f"Received: shape={foreground_mask.shape}, margin_vox={margin_vox}."
         )
     components, count = ndimage.label(foreground_mask, structure=_EIGHT_CONNECTED)
-    if not count:
-        return np.zeros((0, 4), np.int64)
     areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    boxes = [
-        (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
-        for (rows, columns), area in zip(ndimage.find_objects(components), areas, strict=True)
-        if area >= min_area_vox
-    ]
+    boxes, points = [], []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(components)):
+        if areas[index] < min_area_vox:
+            continue
+        boxes.append((columns.start, rows.start, columns.stop - 1, rows.stop - 1))
+        # Beyond the slice is border too, hence the padding.
+        depth = ndimage.distance_transform_edt(np.pad(components[rows, columns] == index + 1, 1))
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        points.append((columns.start + x - 1, rows.start + y - 1))
     widened = np.array(boxes, np.int64).reshape(-1, 4) + np.array([-1, -1, 1, 1]) * margin_vox
     last_row, last_column = np.array(foreground_mask.shape) - 1
-    return np.clip(widened, 0, [last_column, last_row, last_column, last_row])
+    clipped = np.clip(widened, 0, [last_column, last_row, last_column, last_row])
+    return ComponentPrompts(clipped, np.array(points, np.int64).reshape(-1, 2))
 
 
 def click(predicted: np.ndarray, guide: np.ndarray, rng: np.random.Generator) -> Click | None:

@@ -115,8 +115,8 @@ class SamSession:
 
         Args:
             embeddings: float [N, *embedding_shape].
-            prompts: Role -> array with N first, for each input of the decoder but the embeddings:
-                "boxes" float32 [N, 4] as (x first, y first, x last, y last), pixels of the picture, both ends within.
+            prompts: Role -> float32 array with N first, for each input of the decoder but the embeddings (roles and
+                shapes: `Manifest`), in pixels of the picture; both ends of a box are within.
 
         Raises:
             ValueError: The roles are not those of this decoder, or the lengths differ.

@@ -24,3 +24,11 @@ def tiny_cohort(tmp_path_factory):
     (folder / "train.list").write_text("\n".join(names[:4]) + "\n")
     (folder / "test.list").write_text(names[4] + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sam(tmp_path_factory, write_double):
+    """An export of the SAM double."""
+    folder = tmp_path_factory.mktemp("sam") / "double"
+    write_double(folder)
+    return folder

@@ -309,3 +309,30 @@ def test_dice() -> None:
     assert dice(a, a) == 1
     assert dice(a, ~a) == 0
     assert dice(a & ~a, a & ~a) == 1
+
+
+def test_point_prompt_where_the_manifest_has_no_boxes(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    write_double(tmp_path / "sam", prompt="point")
+    mask = np.zeros((16, 16, 4), int)
+    mask[3:8, 6:11, 2] = 1
+    target = SamBranch(SamSession(tmp_path / "sam")).target(bright_image(), one_hot(mask))
+    # The innermost voxel is (5, 8); the double answers with a square of radius 2 about it.
+    np.testing.assert_array_equal(target.probs, one_hot(mask))
+    assert target.weight[0, 0].tolist() == [0, 0, 0.75, 0]
+
+
+def test_mask_prompt_is_the_classes_logits(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    write_double(tmp_path / "sam", prompt="mask")
+    mask = np.zeros((16, 16, 4), int)
+    mask[3:7, 2:9, 1] = 1
+    mask[10, 10:14, 1] = 2
+    target = SamBranch(SamSession(tmp_path / "sam"), min_area_vox=1).target(bright_image(), one_hot(mask, 3))
+    np.testing.assert_array_equal(target.probs, one_hot(mask, 3))
+
+
+def test_unknown_decoder_input_is_refused(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    manifest = write_double(tmp_path / "sam")
+    inputs = {**manifest.decoder_inputs, "text": manifest.decoder_inputs["boxes"]}
+    write_double(tmp_path / "sam", decoder_inputs=inputs)
+    with pytest.raises(ValueError, match="text"):
+        SamBranch(SamSession(tmp_path / "sam"))
