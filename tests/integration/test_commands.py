@@ -101,7 +101,7 @@ def test_evaluate_fails_below_its_floor(trained, tiny_cohort, tmp_path):
     ("words", "code", "message"),
     [
         (["--workdir=w"], 2, "--data_dir is needed"),
-        (["--data_dir={data}", "--workdir={tmp}/w", "--sam_mode=cached", "--sam_dir={tmp}/no"], 1, "python -m export.sam"),
+        (["--data_dir={data}", "--workdir={tmp}/w", "--sam_mode=cached", "--sam_dir=no"], 1, "python -m export.sam"),
         (["--data_dir={tmp}", "--workdir={tmp}/w"], 2, "train.list"),
         (["--data_dir={data}", "--workdir={tmp}/w", "--labeled=9"], 1, "9"),
         (["--data_dir={data}", "--workdir={tmp}/w", "--labeled=4"], 2, "No case is unlabelled"),

@@ -17,11 +17,15 @@ def command(data_dir, workdir, sam_mode, sam_dir, *extra):
     """A run small enough for a test with all that is random in it: augmentation, dropout, noise, UA-MT's passes."""
     words = [
         sys.executable, "-m", "semisam_tf.train", f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=1",
-        "--method=uncertainty_aware_mean_teacher", "--uncertainty_passes=2", "--filters=2", "--normalisation=batch",
+        "--method=uncertainty_aware_mean_teacher", "--uncertainty_passes=2", "--filters=2",
         "--dropout=0.5", "--patch_size=16,16,16", f"--max_steps={STEPS}", "--checkpoint_every=2", "--log_every=1",
         "--augment_on=elastic", "--optimizer=adamw", f"--sam_mode={sam_mode}", *extra,
     ]  # fmt: skip
-    if sam_mode != "off":
+    if sam_mode == "off":
+        words += ["--normalisation=batch"]
+    else:
+        # Instance norm and no lower limit of area: a network this young has some foreground to prompt with.
+        words += ["--normalisation=instance", "--sam_min_area_vox=1", "--learning_rate=0.05"]
         words += [f"--sam_dir={sam_dir}", "--sam_start_step=1", "--sam_refresh_visits=2", "--sam_prompts_from=student"]
     return words
 
