@@ -1,0 +1,115 @@
+"""The step: what moves, what does not, and what the SAM branch adds."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from semisam_tf.config import Config
+from semisam_tf.models.normalisation import normalisation_layer
+from semisam_tf.training.optimizers import build_optimizer
+from semisam_tf.training.step import Schedule, TrainStep, input_noise
+
+CONFIG = Config(
+    method="mean_teacher", optimizer="sgd", learning_rate=0.1, consistency_ramp_steps=0, consistency_weight=1.0
+)
+
+
+def network(seed, normalisation):
+    """Two convolutions: the step is the same for any network, and this one is traced in no time."""
+    image = keras.Input((16, 16, 16, 1))
+    x = keras.layers.Conv3D(4, 3, padding="same", kernel_initializer=keras.initializers.GlorotUniform(seed))(image)
+    x = keras.layers.ReLU()(normalisation_layer(normalisation, "norm", 4)(x))
+    return keras.Model(image, keras.layers.Conv3D(2, 1, kernel_initializer=keras.initializers.GlorotUniform(seed))(x))
+
+
+def build(config, normalisation="instance"):
+    return TrainStep(config, *(network(seed, normalisation) for seed in (0, 1)), build_optimizer(config))
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(3, 16, 16, 16, 1)).astype(np.float32)
+    return images, (images[:1, ..., 0] > 0).astype(np.uint8)
+
+
+def trained(config, sam=None, changed_image=None):
+    """Student's weights after one step."""
+    step = build(config)
+    images, labels = batch()
+    if changed_image is not None:
+        images[-1] = changed_image
+    step(Schedule.at(config, 0), images, labels, *(sam or ()))
+    return np.concatenate([v.numpy().ravel() for v in step.student.trainable_variables])
+
+
+def test_schedules_do_not_retrace_the_step():
+    step = build(CONFIG)
+    for t in (0, 1, 2):
+        step(Schedule.at(CONFIG, t), *batch(t))
+    assert step.traces == 1
+
+
+def test_total_is_the_weighted_sum_of_the_terms():
+    schedule = Schedule.at(CONFIG, 0)._replace(weights={"cross_entropy": 0.5, "dice": 2.0, "consistency": 3.0})
+    terms = {name: float(value) for name, value in build(CONFIG)(schedule, *batch()).items()}
+    expected = 0.5 * terms["cross_entropy"] + 2.0 * terms["dice"] + 3.0 * terms["consistency"]
+    assert terms["total"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_unlabelled_images_teach_the_mean_teacher_and_not_the_supervised_network():
+    other = np.zeros((16, 16, 16, 1), np.float32)
+    # At step 0 the teacher has its own weights, so the two disagree on the unlabelled items.
+    assert np.any(trained(CONFIG) != trained(CONFIG, changed_image=other))
+    alone = dataclasses.replace(CONFIG, method="supervised")
+    # Instance norm: items of a batch do not touch each other.
+    np.testing.assert_allclose(trained(alone), trained(alone, changed_image=other), atol=1e-7)
+
+
+def test_sam_moves_the_student_only_where_it_has_weight():
+    config = dataclasses.replace(CONFIG, sam_mode="online", sam_dir="s", sam_weight=1.0, sam_ramp="constant")
+    probs = np.zeros((2, 16, 16, 16, 2), np.float32)
+    probs[..., 1] = 1
+    none, full = np.zeros(probs.shape[:-1], np.float32), np.ones(probs.shape[:-1], np.float32)
+    without = trained(CONFIG)
+    np.testing.assert_array_equal(trained(config, (probs, none)), without)
+    assert np.abs(trained(config, (probs, full)) - without).max() > 1e-4
+
+
+def test_sam_target_without_a_branch_is_refused():
+    with pytest.raises(ValueError, match="SAM target exactly when"):
+        build(CONFIG)(Schedule.at(CONFIG, 0), *batch(), np.zeros((2, 16, 16, 16, 2)), np.zeros((2, 16, 16, 16)))
+
+
+def test_first_step_makes_the_teacher_a_copy_of_the_student():
+    step = build(CONFIG)
+    step(Schedule.at(CONFIG, 0), *batch())
+    for slow, fast in zip(step.teacher.trainable_variables, step.student.trainable_variables, strict=True):
+        np.testing.assert_array_equal(slow.numpy(), fast.numpy())
+
+
+def test_teacher_of_a_supervised_run_follows_the_students_statistics():
+    config = dataclasses.replace(CONFIG, method="supervised")
+    step = build(config, normalisation="batch")
+    step(Schedule.at(config, 0), *batch())
+    means = [
+        [v.numpy() for v in model.non_trainable_variables if "mean" in v.path] for model in (step.student, step.teacher)
+    ]
+    assert np.abs(means[0][0]).max() > 0
+    np.testing.assert_array_equal(means[0][0], means[1][0])
+
+
+def test_noise_is_clipped_and_a_function_of_seed_step_and_pass():
+    noise = input_noise(seed=1, deviation=0.1)
+    images = np.zeros((1, 32, 32, 32, 1), np.float32)
+    first = noise(images, np.int64(4), 0).numpy()
+    np.testing.assert_array_equal(first, noise(images, np.int64(4), 0).numpy())
+    for other in (
+        noise(images, np.int64(5), 0),
+        noise(images, np.int64(4), 1),
+        input_noise(2, 0.1)(images, np.int64(4), 0),
+    ):
+        assert np.any(other.numpy() != first)
+    assert np.abs(first).max() == np.float32(0.2)
+    assert first.std() == pytest.approx(0.1, rel=0.1)
