@@ -99,6 +99,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         "git_commit": record["git_commit"],
         "versions": record["versions"],
         "machine": {"cores": len(os.sched_getaffinity(0)), "processor": _processor()},
+        "load_average_at_end": os.getloadavg()[2],
         "date": time.strftime("%Y-%m-%d"),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,9 @@ class Config:
 
     # Batches and augmentation
     batch_size: int = option(4, "Items in a batch.", unit="items")
-    labeled_per_batch: int = option(2, "Labelled items among them; they come first.", unit="items")
+    labeled_per_batch: int = option(
+        2, "Labelled items among them; they come first. Plain supervised runs fill the batch.", unit="items"
+    )
     patch_size: tuple[int, ...] = option((112, 112, 80), "Size x,y,z of a training crop.", unit="voxels")
     foreground_fraction: float = option(0.0, "Share of labelled crops centred on a labelled voxel.", unit="0..1")
     augment: str = option("strong", "Set of augmentations to start from.", choices=("none", "paper", "strong"))
@@ -87,6 +89,7 @@ class Config:
     sam_axis: int = option(2, "Axis along which a scan is cut into slices for a 2D SAM.")
     sam_margin_vox: int = option(2, "Boxes are drawn this much around a component.", unit="voxels")
     sam_min_area_vox: int = option(8, "Smaller components of a slice are not prompted.", unit="voxels")
+    sam_slice_step: int = option(1, "Every so manieth slice of a scan or crop is prompted.", unit="slices")
     sam_max_slices: int = option(
         0, "online: prompt at most this many slices a crop, drawn at random; 0: all.", unit="slices"
     )
@@ -99,6 +102,11 @@ class Config:
     log_every: int = option(20, "Progress and TensorBoard scalars.", unit="steps")
     image_every: int = option(200, "TensorBoard images.", unit="steps")
     checkpoint_every: int = option(100, "Checkpoints; the last two are kept.", unit="steps")
+
+    def labelled_items(self) -> int:
+        """Labelled items of a batch: all of them where nothing learns from unlabelled ones."""
+        nothing_else = self.method == "supervised" and self.sam_mode == "off"
+        return self.batch_size if nothing_else else self.labeled_per_batch
 
     def sam_folder(self) -> str:
         """The last folder of `sam_dir`, or an empty string."""
@@ -220,15 +228,18 @@ def validate(config: Config) -> None:
             config.sam_mode != "off" and not config.sam_folder(),
             "--sam_mode needs --sam_dir: the folder of a SAM export.",
         ),
-        (config.sam_mode == "off" and config.sam_start_step > 0, "--sam_start_step has no use with --sam_mode=off."),
         (
             config.sam_mode != "off" and config.labeled_per_batch == config.batch_size,
             "SAM teaches on unlabelled items: lower --labeled_per_batch or set --sam_mode=off.",
         ),
         (config.sam_axis not in (0, 1, 2), "--sam_axis: expected 0, 1 or 2."),
         (
-            min(config.log_every, config.image_every, config.checkpoint_every, config.sam_refresh_visits) < 1,
-            "--log_every, --image_every, --checkpoint_every and --sam_refresh_visits: expected at least 1.",
+            min(config.log_every, config.image_every, config.checkpoint_every) < 1,
+            "--log_every, --image_every and --checkpoint_every: expected at least 1.",
+        ),
+        (
+            min(config.sam_refresh_visits, config.sam_slice_step) < 1,
+            "--sam_refresh_visits and --sam_slice_step: expected at least 1.",
         ),
     ]
     for broken, message in rules:

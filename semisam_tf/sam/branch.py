@@ -53,7 +53,8 @@ class SamBranch:
             picture's columns (x), the second along its rows (y).
         margin_vox: Voxels added around each component's box.
         min_area_vox: Components of fewer voxels in a slice are not prompted.
-        max_slices: Prompt at most so many slices of a scan, drawn at random; 0 for all.
+        slice_step: Prompt every so manieth slice of a scan only (those whose index it divides).
+        max_slices: Prompt at most so many of these, drawn at random; 0 for all.
         trust: Weight of a prompted slice: "iou" for SAM's own predicted IoU, clipped to [0, 1] (mean over the slice's
             prompts); "one" for 1.
         channel: The image channel that SAM sees.
@@ -69,6 +70,7 @@ class SamBranch:
         axis: int = 2,
         margin_vox: int = 2,
         min_area_vox: int = 8,
+        slice_step: int = 1,
         max_slices: int = 0,
         trust: str = "iou",
         channel: int = 0,
@@ -82,14 +84,16 @@ class SamBranch:
                 f"Received: family={session.manifest.family!r}, prompts={sorted(wanted)}, trained with "
                 f"{sorted(allowed)}; {dict(session.manifest.prompt_notes)}."
             )
-        if axis not in (0, 1, 2) or trust not in TRUSTS or max_slices < 0 or margin_vox < 0:
+        if axis not in (0, 1, 2) or trust not in TRUSTS or max_slices < 0 or margin_vox < 0 or slice_step < 1:
             raise ValueError(
-                f"Expected axis 0, 1 or 2, trust one of {TRUSTS}, max_slices and margin_vox at least 0. "
-                f"Received: axis={axis}, trust={trust!r}, max_slices={max_slices}, margin_vox={margin_vox}."
+                f"Expected axis 0, 1 or 2, trust one of {TRUSTS}, max_slices and margin_vox at least 0, slice_step "
+                f"at least 1. Received: axis={axis}, trust={trust!r}, max_slices={max_slices}, "
+                f"margin_vox={margin_vox}, slice_step={slice_step}."
             )
         self.session, self.cache = session, cache
         self.axis, self.channel, self.trust = axis, channel, trust
-        self.margin_vox, self.min_area_vox, self.max_slices = margin_vox, min_area_vox, max_slices
+        self.margin_vox, self.min_area_vox = margin_vox, min_area_vox
+        self.slice_step, self.max_slices = slice_step, max_slices
         self._digest = session.manifest.digest()
         # [X, Y, Z] -> [slices, rows, columns]; its own inverse is what `_to_volume` applies.
         self._order = (axis, *[a for a in (2, 1, 0) if a != axis])
@@ -150,6 +154,8 @@ class SamBranch:
         prompts = []
         full = predicted_mask[0].size
         for index in np.flatnonzero(predicted_mask.any(axis=(1, 2))):
+            if index % self.slice_step:
+                continue
             for class_index in range(1, n_classes):
                 foreground_mask = predicted_mask[index] == class_index
                 if np.count_nonzero(foreground_mask) == full:

@@ -67,12 +67,11 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
         "n_classes": config.n_classes,
     }
     labelled = load_cohort(config.data_dir, split.labelled, with_label=True, **common)
-    if config.labeled_per_batch == config.batch_size:
+    if config.labelled_items() == config.batch_size:
         return labelled, []
     if not split.unlabelled:
         raise OptionError(
-            "No case is unlabelled: lower --labeled, or train with --method=supervised and --labeled_per_batch equal "
-            "to --batch_size."
+            "No case is unlabelled: lower --labeled, or train with --method=supervised and --sam_mode=off."
         )
     unlabelled = load_cohort(config.data_dir, split.unlabelled, with_label=False, **common)
     if labelled[0].image.shape[-1] != unlabelled[0].image.shape[-1]:
@@ -122,6 +121,7 @@ class Training:
                 axis=config.sam_axis,
                 margin_vox=config.sam_margin_vox,
                 min_area_vox=config.sam_min_area_vox,
+                slice_step=config.sam_slice_step,
                 max_slices=config.sam_max_slices if config.sam_mode == "online" else 0,
                 trust=config.sam_trust,
                 cache=cache,
@@ -186,6 +186,8 @@ def train(config: Config) -> dict[str, Any]:
         RuntimeError: A second process in the same workdir; a loss that is not finite.
     """
     validate(config)
+    if config.sam_mode != "off" and config.sam_start_step >= config.max_steps:
+        logging.warning("SAM will not teach: --sam_start_step=%d is not below --max_steps.", config.sam_start_step)
     workdir = Path(config.workdir)
     with checkpoint.locked(workdir):
         record.check_same_run(config)
@@ -211,7 +213,7 @@ def train(config: Config) -> dict[str, Any]:
             labelled,
             unlabelled,
             batch_size=config.batch_size,
-            labelled_per_batch=config.labeled_per_batch,
+            labelled_per_batch=config.labelled_items(),
             patch_size=config.patch_size,
             augment=augment_config(config.augment, on=config.augment_on, off=config.augment_off),
             seed=config.seed,

@@ -6,6 +6,7 @@ cached: SAM sees whole scans in their own frame; a scan's target is kept, and cu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class SamTeaching:
         self.weights: dict[str, np.ndarray] = {}
         self.totals = {
             "targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0, "prompts_decoded": 0,
-            "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0,
+            "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
         }  # fmt: skip
 
     def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -61,13 +62,14 @@ class SamTeaching:
         weight = np.zeros(images.shape[:4], np.float32)
         if step < self.config.sam_start_step:
             return probs, weight
-        before = self.branch.session.counts()
+        before, began_s = self.branch.session.counts(), time.monotonic()
         if self.config.sam_mode == "online":
             self._online(step, images, probs, weight)
         else:
             self._cached(batch, probs, weight)
         for name, count in self.branch.session.counts().items():
             self.totals[name] += count - before[name]
+        self.totals["duration_s"] += time.monotonic() - began_s
         self.totals["voxels"] += weight.size
         self.totals["voxels_taught"] += int(np.count_nonzero(weight))
         self.totals["weight_sum"] += float(weight.sum(dtype=np.float64))
@@ -101,13 +103,15 @@ class SamTeaching:
         self.totals["targets"] += 1
 
     def summary(self) -> dict[str, float]:
-        """Calls made so far, share of the unlabelled voxels that SAM taught, and the mean weight over all of them."""
-        voxels = max(1, self.totals["voxels"])
+        """Calls and seconds so far, share of the unlabelled voxels that SAM taught, and the mean weight of those.
+
+        Counted from `sam_start_step` on. Encoder calls are those that the cache did not spare.
+        """
         return {
             **{k: v for k, v in self.totals.items() if k not in ("voxels", "voxels_taught", "weight_sum")},
             "sam_calls": self.totals["encoder_calls"] + self.totals["decoder_calls"],
-            "taught_share": self.totals["voxels_taught"] / voxels,
-            "mean_weight": self.totals["weight_sum"] / voxels,
+            "taught_share": self.totals["voxels_taught"] / max(1, self.totals["voxels"]),
+            "mean_weight": self.totals["weight_sum"] / max(1, self.totals["voxels_taught"]),
         }
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

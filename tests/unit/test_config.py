@@ -51,7 +51,6 @@ def test_the_papers_setting():
         ({"labeled_per_batch": 5}, "at most --batch_size"),
         ({"labeled_per_batch": 4}, "learns from unlabelled items too: lower --labeled_per_batch"),
         ({"sam_mode": "online"}, "--sam_mode needs --sam_dir"),
-        ({"sam_start_step": 5}, "--sam_start_step has no use with --sam_mode=off"),
         (
             {"sam_mode": "cached", "sam_dir": "s", "method": "supervised", "labeled_per_batch": 4},
             "SAM teaches on unlabelled items",
@@ -81,3 +80,9 @@ def test_flagfiles_of_the_repository(repo_root: Path, name, monkeypatch):
     assert config.preset == ("paper" if name == "la_paper" else "cpu")
     if name in ("la_1", "la_2", "la_4"):
         assert config.labeled == name[-1]
+
+
+def test_a_plain_supervised_run_fills_its_batches_with_labelled_items():
+    assert dataclasses.replace(GOOD, method="supervised", labeled_per_batch=2).labelled_items() == 4
+    assert dataclasses.replace(GOOD, method="supervised", sam_mode="online", labeled_per_batch=2).labelled_items() == 2
+    assert dataclasses.replace(GOOD, method="mean_teacher", labeled_per_batch=2).labelled_items() == 2
