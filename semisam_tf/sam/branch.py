@@ -127,12 +127,12 @@ class SamBranch:
         # [slices, rows, columns]
         planes = np.ascontiguousarray(image[..., self.channel].transpose(self._order), np.float32)
         predicted_mask = class_probs.argmax(axis=-1).astype(np.uint8).transpose(self._order)
-        prompts = self._prompts(predicted_mask, class_probs.shape[-1], rng)
+        prompts, unasked = self._prompts(predicted_mask, class_probs.shape[-1], rng)
         frame = SliceFrame.of(planes.shape[1:], self.session.manifest)
         # [K, slices, rows, columns]
         class_planes = class_probs.transpose(3, *self._order)
         answer = self._answer(planes, prompts, frame, key, class_planes)
-        return self._target(answer, predicted_mask, class_probs.shape[-1])
+        return self._target(answer, unasked, predicted_mask, class_probs.shape[-1])
 
     def encode_scan(self, image: np.ndarray, key: str) -> int:
         """Encodes every slice of a scan [X, Y, Z, C] into the cache ahead of time; returns how many were new.
@@ -150,8 +150,12 @@ class SamBranch:
             self._embeddings(planes, [index], frame, clip_range(planes, self.session.manifest.scaling), stored)
         return len(new)
 
-    def _prompts(self, predicted_mask: np.ndarray, n_classes: int, rng: np.random.Generator | None) -> list[_Prompt]:
-        prompts = []
+    def _prompts(
+        self, predicted_mask: np.ndarray, n_classes: int, rng: np.random.Generator | None
+    ) -> tuple[list[_Prompt], np.ndarray]:
+        """Prompts of the slices that are asked about, and the predicted voxels too few to ask about (`unasked`)."""
+        prompts: list[_Prompt] = []
+        unasked = np.zeros(predicted_mask.shape, bool)
         full = predicted_mask[0].size
         for index in np.flatnonzero(predicted_mask.any(axis=(1, 2))):
             if index % self.slice_step:
@@ -161,14 +165,16 @@ class SamBranch:
                 if np.count_nonzero(foreground_mask) == full:
                     continue
                 found = component_prompts(foreground_mask, self.margin_vox, self.min_area_vox)
-                prompts += [_Prompt(int(index), class_index, *both) for both in zip(*found, strict=True)]
+                unasked[index] |= found.too_small
+                pairs = zip(found.boxes_vox, found.points_vox, strict=True)
+                prompts += [_Prompt(int(index), class_index, box, point) for box, point in pairs]
         slices = sorted({prompt.slice_index for prompt in prompts})
         if self.max_slices and len(slices) > self.max_slices:
             if rng is None:
                 raise ValueError("Expected rng to draw the slices with. Received: rng=None with max_slices set.")
             drawn = set(rng.choice(slices, self.max_slices, replace=False).tolist())
             prompts = [prompt for prompt in prompts if prompt.slice_index in drawn]
-        return prompts
+        return prompts, unasked
 
     def _answer(
         self, planes: np.ndarray, prompts: list[_Prompt], frame: SliceFrame, key: str | None, class_planes: np.ndarray
@@ -250,7 +256,7 @@ class SamBranch:
                 weight[index] = 1.0 if self.trust == "one" else np.clip(ious, 0, 1).mean()
         return weight
 
-    def _target(self, answer: _Answer, predicted_mask: np.ndarray, n_classes: int) -> SamTarget:
+    def _target(self, answer: _Answer, unasked: np.ndarray, predicted_mask: np.ndarray, n_classes: int) -> SamTarget:
         back = np.argsort(self._order)
         slice_weight = self._slice_weight(answer)
         trusted = slice_weight > 0
@@ -263,6 +269,7 @@ class SamBranch:
             "predicted_iou": float(np.mean(ious)) if ious else 0.0,
             "agreement": dice(answer.sam_mask[trusted] > 0, predicted_mask[trusted] > 0) if trusted.any() else 0.0,
         }
-        weight = np.broadcast_to(slice_weight[:, None, None], answer.sam_mask.shape).transpose(back)
+        # SAM was not asked about specks, so its silence on them is no reason to unlearn them.
+        weight = np.where(unasked, np.float32(0), slice_weight[:, None, None]).transpose(back)
         probs = np.eye(n_classes, dtype=np.float32)[answer.sam_mask.transpose(back)]
         return SamTarget(np.ascontiguousarray(probs), np.ascontiguousarray(weight), scores)

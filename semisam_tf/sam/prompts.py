@@ -23,10 +23,12 @@ class ComponentPrompts(NamedTuple):
     Attributes:
         boxes_vox: int64 [N, 4] as (x first, y first, x last, y last), both ends within.
         points_vox: int64 [N, 2] as (x, y), the innermost voxel of each component.
+        too_small: bool [rows, columns], the voxels of components that get no prompt.
     """
 
     boxes_vox: np.ndarray
     points_vox: np.ndarray
+    too_small: np.ndarray
 
 
 def component_prompts(foreground_mask: np.ndarray, margin_vox: int = 0, min_area_vox: int = 1) -> ComponentPrompts:
@@ -65,7 +67,8 @@ def component_prompts(foreground_mask: np.ndarray, margin_vox: int = 0, min_area
     widened = np.array(boxes, np.int64).reshape(-1, 4) + np.array([-1, -1, 1, 1]) * margin_vox
     last_row, last_column = np.array(foreground_mask.shape) - 1
     clipped = np.clip(widened, 0, [last_column, last_row, last_column, last_row])
-    return ComponentPrompts(clipped, np.array(points, np.int64).reshape(-1, 2))
+    too_small = np.concatenate([[False], areas < min_area_vox])[components]
+    return ComponentPrompts(clipped, np.array(points, np.int64).reshape(-1, 2), too_small)
 
 
 def click(predicted: np.ndarray, guide: np.ndarray, rng: np.random.Generator) -> Click | None:

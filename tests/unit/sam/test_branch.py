@@ -336,3 +336,20 @@ def test_unknown_decoder_input_is_refused(tmp_path: Path, write_double: Callable
     write_double(tmp_path / "sam", decoder_inputs=inputs)
     with pytest.raises(ValueError, match="text"):
         SamBranch(SamSession(tmp_path / "sam"))
+
+
+def test_specks_that_were_not_prompted_are_not_unlearned(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 4), int)
+    mask[3:8, 6:11, 1] = 1
+    mask[12, 12:14, 1] = 2  # two voxels of another class, below the least area, in the same slice
+    target = SamBranch(session, margin_vox=0, min_area_vox=8).target(bright_image(), one_hot(mask, 3))
+    np.testing.assert_array_equal(target.weight[12, 12:14, 1], 0)
+    assert target.weight[12, 11, 1] == target.weight[5, 8, 1] == 0.75
+
+
+def test_only_every_second_slice_is_prompted(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 4), int)
+    mask[3:8, 6:11] = 1
+    target = SamBranch(session, slice_step=2).target(bright_image(), one_hot(mask))
+    assert target.weight[0, 0].tolist() == [0.75, 0, 0.75, 0]
+    assert session.counts()["slices_encoded"] == 2
