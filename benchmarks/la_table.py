@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -111,7 +112,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
 def table() -> str:
     """Markdown table of all results present: mean and spread over scans, range over seeds where there are more."""
     lines = [
-        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | min |",
+        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | min (SAM) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
@@ -124,17 +125,24 @@ def table() -> str:
 
 def _line(labeled: int, method: str, runs: list[dict]) -> str:
     def shown(name: str, scale: float = 1.0) -> str:
-        means = [scale * r["mean"][name] for r in runs]
-        spread = scale * sum(r["std"][name] for r in runs) / len(runs)
+        means = [scale * run["mean"][name] for run in runs if run["mean"][name] is not None]
+        spreads = [scale * run["std"][name] for run in runs if run["std"][name] is not None]
+        if not means:
+            return "-"
         between = f" ({min(means):.1f} to {max(means):.1f})" if len(runs) > 1 else ""
-        return f"{sum(means) / len(means):.1f} +- {spread:.1f}{between}"
+        return f"{statistics.mean(means):.1f} +- {statistics.mean(spreads):.1f}{between}"
 
-    sam = runs[0]["training"]["sam"]
-    taught = f"{sam['sam_calls']:.0f}, {sam['taught_share']:.1%}, {sam['mean_weight']:.3f}" if sam else "-"
-    minutes = sum(r["train_wall_s"] for r in runs) / len(runs) / 60
+    minutes = f"{statistics.mean(run['train_wall_s'] for run in runs) / 60:.1f}"
+    taught = "-"
+    if runs[0]["training"]["sam"]:
+        calls, share, weight, sam_s = (
+            statistics.mean(run["training"]["sam"][name] for run in runs)
+            for name in ("sam_calls", "taught_share", "mean_weight", "duration_s")
+        )
+        taught = f"{calls:.0f}, {share:.1%}, {weight:.2f}"
+        minutes += f" ({sam_s / 60:.1f})"
     figures = [shown("dice", 100), shown("jaccard", 100), shown("hd95_mm"), shown("asd_mm")]
-    columns = [str(labeled), method, str(len(runs)), *figures, taught, f"{minutes:.1f}"]
-    return "| " + " | ".join(columns) + " |"
+    return "| " + " | ".join([str(labeled), method, str(len(runs)), *figures, taught, minutes]) + " |"
 
 
 def _processor() -> str:

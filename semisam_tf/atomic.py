@@ -15,7 +15,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name in the folder of `path` (made if absent) to write to; renamed to `path` on success.
 
     The temporary name keeps all suffixes of `path`, since image libraries and Keras choose the format by them. Should
-    the block raise, or the process be told to stop, nothing is left under either name.
+    the block raise, nothing is left under either name; a process killed outright leaves the temporary file behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

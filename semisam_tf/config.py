@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from semisam_tf.options import OptionError, check_choices, option
@@ -87,6 +88,7 @@ class Config:
     sam_prompts_from: str = option("teacher", "Whose prediction prompts SAM.", choices=("student", "teacher"))
     sam_trust: str = option("iou", "Weight of a slice: SAM's own predicted IoU, or one.", choices=("iou", "one"))
     sam_axis: int = option(2, "Axis along which a scan is cut into slices for a 2D SAM.")
+    sam_channel: int = option(0, "Image channel that SAM sees.")
     sam_margin_vox: int = option(2, "Boxes are drawn this much around a component.", unit="voxels")
     sam_min_area_vox: int = option(8, "Smaller components of a slice are not prompted.", unit="voxels")
     sam_slice_step: int = option(1, "Every so manieth slice of a scan or crop is prompted.", unit="slices")
@@ -188,12 +190,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 def validate(config: Config) -> None:
     """Raises OptionError for settings that cannot work together; each message names the fix."""
     check_choices(config)
+    weights = (
+        config.supervised_weight, config.consistency_weight, config.sam_weight, config.weight_decay, config.momentum,
+        config.learning_rate, config.teacher_noise,
+    )  # fmt: skip
     rules = [
         (not config.data_dir, "--data_dir is needed: the folder of scans."),
         (not config.workdir, "--workdir is needed: a folder for checkpoints and results."),
-        (config.n_classes < 2, "--n_classes counts the background: expected at least 2."),
-        (config.max_steps < 1, "--max_steps: expected at least 1."),
-        (config.filters < 1, "--filters: expected at least 1."),
+        (not 2 <= config.n_classes <= 256, "--n_classes counts the background: expected 2 to 256."),
+        (config.seed < 0, "--seed: expected at least 0."),
+        (
+            not all(math.isfinite(v) and v >= 0 for v in weights),
+            "Weights, rates, noise and momentum: expected finite values of at least 0.",
+        ),
+        (
+            min(config.max_steps, config.filters, config.data_workers, config.lr_decay_every) < 1,
+            "--max_steps, --filters, --data_workers and --lr_decay_every: expected at least 1.",
+        ),
         (not 0 <= config.dropout < 1, "--dropout: expected a rate in [0, 1)."),
         (not 0 <= config.ema_decay < 1, "--ema_decay: expected a value in [0, 1)."),
         (not 0 <= config.foreground_fraction <= 1, "--foreground_fraction: expected a share in [0, 1]."),
@@ -220,10 +233,7 @@ def validate(config: Config) -> None:
             config.method != "supervised" and config.labeled_per_batch == config.batch_size,
             f"--method={config.method} learns from unlabelled items too: lower --labeled_per_batch.",
         ),
-        (
-            config.method == "uncertainty_aware_mean_teacher" and config.uncertainty_passes < 1,
-            "--uncertainty_passes: expected at least 1.",
-        ),
+        (not 1 <= config.uncertainty_passes <= 62, "--uncertainty_passes: expected 1 to 62."),
         (
             config.sam_mode != "off" and not config.sam_folder(),
             "--sam_mode needs --sam_dir: the folder of a SAM export.",
@@ -240,6 +250,10 @@ def validate(config: Config) -> None:
         (
             min(config.sam_refresh_visits, config.sam_slice_step) < 1,
             "--sam_refresh_visits and --sam_slice_step: expected at least 1.",
+        ),
+        (
+            min(config.sam_margin_vox, config.sam_max_slices, config.sam_channel, config.sam_start_step) < 0,
+            "--sam_margin_vox, --sam_max_slices, --sam_channel and --sam_start_step: expected at least 0.",
         ),
     ]
     for broken, message in rules:

@@ -52,12 +52,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
     from semisam_tf.inference.evaluation import evaluate_cases
     from semisam_tf.inference.picture import save_picture
-    from semisam_tf.inference.predictor import load_predictor, read_result
+    from semisam_tf.inference.predictor import load_predictor, read_result, read_run
 
     workdir = Path(config.workdir)
     predictor, which = load_predictor(workdir, config.model, config.overlap)
     case_ids = read_cases(config.cases)
     files = {case_id: find_case(config.data_dir, case_id) for case_id in case_ids}
+    unlabelled = [case_id for case_id, found in files.items() if found.label is None]
+    if unlabelled:
+        raise ValueError(f"Expected a label file for every case of {config.cases}. Received none for: {unlabelled}.")
+    run = read_run(workdir)
+    trained_on = sorted({*run["labelled"], *run["unlabelled"]} & set(case_ids))
+    if trained_on:
+        logging.warning("%d of these cases were trained on: %s. This is no score on unseen scans.", *_few(trained_on))
     spacing_mm = config.default_spacing_mm or predictor.config.default_spacing_mm or None
     masks: dict[str, np.ndarray] = {}
 
@@ -73,11 +80,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     report = evaluate_cases(predictor.mask, load, case_ids, predictor.config.n_classes, keep)
     output = Path(config.output or workdir / "metrics.json")
     picture = Path(config.picture or output.with_suffix(".png"))
-    report |= {"model": which, "sam": read_result(workdir)["sam"]}
+    report |= {"model": which, "trained_on": trained_on, "sam": read_result(workdir)["sam"]}
     write_json(output, report)
     save_picture(picture, report, load, masks)
     report |= {"output": str(output), "picture": str(picture)}
     return report
+
+
+def _few(names: list[str]) -> tuple[int, str]:
+    return len(names), ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def evaluate_command(config: EvaluateConfig) -> int:

@@ -141,6 +141,8 @@ def run_command(
         return 0
     # Read by TensorFlow and ONNX Runtime when they are imported: their start-up notes would hide the progress lines.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow would take all of a GPU's memory and leave none to ONNX Runtime.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     flags.FLAGS(["program"])  # absl's logging asks absl's own, empty, set of flags
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)

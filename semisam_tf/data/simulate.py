@@ -49,7 +49,7 @@ def make_quickstart(output_dir: str | os.PathLike[str], subjects: int = 12, seed
 
     Raises:
         FileNotFoundError: slicerio is not installed.
-        ValueError: Too few subjects.
+        ValueError: Too few subjects, or `output_dir` holds other files.
     """
     if subjects < 3 or seed < 0:
         raise ValueError(f"Expected subjects >= 3 and seed >= 0. Received: subjects={subjects}, seed={seed}.")
@@ -60,8 +60,9 @@ def make_quickstart(output_dir: str | os.PathLike[str], subjects: int = 12, seed
     if _is_finished(output, record):
         logging.info("Quick-start cohort is already in %s.", output)
         return output
-    # First: were this run killed, a record of another cohort must not vouch for a mixture of the two.
-    (output / COHORT_FILE).unlink(missing_ok=True)
+    _refuse_foreign(output)
+    # First: were this run killed, the record must not vouch for what is not there, and the folder stays known as ours.
+    write_json(output / COHORT_FILE, {**record, "finished": False})
     names = [f"subject_{number:02d}" for number in range(1, subjects + 1)]
     source = _Source()
     for number, name in enumerate(names):
@@ -73,13 +74,24 @@ def make_quickstart(output_dir: str | os.PathLike[str], subjects: int = 12, seed
         with replacing(output / list_name) as temporary:
             temporary.write_text("\n".join(cases) + "\n", encoding="utf-8")
     # Last: its presence says that everything before it is there.
-    write_json(output / COHORT_FILE, {**record, "cases": names})
+    write_json(output / COHORT_FILE, {**record, "finished": True, "cases": names})
     return output
+
+
+def _refuse_foreign(output: Path) -> None:
+    """A folder with anything in it but a cohort of ours is somebody's data: its lists are not to be overwritten."""
+    if output.is_dir() and any(output.iterdir()) and not (output / COHORT_FILE).is_file():
+        raise ValueError(
+            f"Expected an empty folder, or a quick-start cohort, for the simulated subjects. Received: {output}, which "
+            "holds other files; choose another folder (--data_dir), or train on it with --noquickstart_cohort."
+        )
 
 
 def _is_finished(output: Path, record: dict[str, object]) -> bool:
     try:
         found = json.loads((output / COHORT_FILE).read_text(encoding="utf-8"))
+        if not found["finished"]:
+            return False
         cases = [output / name / file for name in found["cases"] for file in ("image.nii.gz", "label.nii.gz")]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False

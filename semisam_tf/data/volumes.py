@@ -9,6 +9,7 @@ where .nii.gz stands for any of IMAGE_SUFFIXES.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Seque
         files: From `find_case`.
         with_label: False never opens the label file and never reads the HDF5 dataset `label`, whatever is in it:
             nothing downstream can leak what it was never given.
-        default_spacing_mm: Spacing of HDF5 files that store none. Files that have a spacing keep theirs.
+        default_spacing_mm: Spacing of HDF5 and NRRD files that store none. Files that have a spacing keep theirs.
 
     Raises:
         FileNotFoundError: The image, or a label that was asked for, is not there.
@@ -112,7 +113,7 @@ def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Seque
     if files.layout == "h5":
         image, label, spacing_mm, affine = _read_h5(files.image, with_label, default_spacing_mm)
     else:
-        image, spacing_mm, affine = _read_itk(files.image)
+        image, spacing_mm, affine = _read_itk(files.image, default_spacing_mm)
         label = None
         if with_label:
             if files.label is None or not files.label.is_file():
@@ -120,9 +121,10 @@ def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Seque
                     f"Expected a label file for {files.image}, and there is none. Add it, or use case "
                     f"{files.case_id!r} as unlabelled. Received: label={files.label}."
                 )
-            label = _read_itk(files.label)[0]
+            label, _, label_affine = _read_itk(files.label, spacing_mm)
             if label.shape[-1] == 1:
                 label = label[..., 0]
+            _check_same_place(image.shape[:3], affine, label_affine, files.image, files.label)
     if not np.isfinite(image).all():
         raise ValueError(
             f"Expected finite image values in {files.image}. Received: {int((~np.isfinite(image)).sum())} voxels that "
@@ -191,19 +193,19 @@ def _read_h5(
     if image.ndim not in (3, 4):
         raise ValueError(f"Expected 'image' [X, Y, Z] or [X, Y, Z, C] in {path}. Received: shape={image.shape}.")
     image = image if image.ndim == 4 else image[..., None]
-    spacing = attributes.get("spacing_mm", default_spacing_mm)
-    if spacing is None:
-        raise ValueError(
-            f"Expected a voxel spacing: {path} stores none; give it by --default_spacing_mm=X,Y,Z (millimetres)."
-        )
-    spacing_mm = _checked_spacing(spacing, path)
+    if "spacing_mm" in attributes:
+        spacing_mm = _checked_spacing(attributes["spacing_mm"], path)
+    else:
+        spacing_mm = _default_spacing(path, default_spacing_mm)
     affine = np.asarray(attributes.get("affine", np.diag([*spacing_mm, 1.0])), np.float64)
     if affine.shape != (4, 4):
         raise ValueError(f"Expected a 4x4 affine in {path}. Received: shape={affine.shape}.")
     return image, label, spacing_mm, affine
 
 
-def _read_itk(path: Path) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
+def _read_itk(
+    path: Path, default_spacing_mm: Sequence[float] | None
+) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
     """Returns [X, Y, Z, C] in the file's own dtype, the spacing and the RAS+ affine."""
     if path.name.endswith((".nii", ".nii.gz")):
         nifti.check_complete(path)
@@ -224,11 +226,20 @@ def _read_itk(path: Path) -> tuple[np.ndarray, tuple[float, float, float], np.nd
             f"Received: {dimensions} axes, {components} components."
         )
     spacing_mm = _checked_spacing(image.GetSpacing()[:3], path)
+    if path.name.endswith((".nrrd", ".nhdr")) and not _nrrd_has_spacing(path):
+        spacing_mm = _default_spacing(path, default_spacing_mm)
     direction = np.asarray(image.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = _LPS_TO_RAS @ direction @ np.diag(spacing_mm)
     affine[:3, 3] = _LPS_TO_RAS @ np.asarray(image.GetOrigin()[:3])
     return array, spacing_mm, affine
+
+
+def _nrrd_has_spacing(path: Path) -> bool:
+    """Whether the header has a spacing; ITK says 1 mm where it has none."""
+    with path.open("rb") as file:
+        header = itertools.takewhile(lambda line: line.strip(), file)
+        return any(line.lower().startswith((b"spacings:", b"space directions:")) for line in header)
 
 
 def _write_itk(path: str | os.PathLike[str], array: np.ndarray, volume: Volume) -> None:
@@ -243,11 +254,33 @@ def _write_itk(path: str | os.PathLike[str], array: np.ndarray, volume: Volume) 
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
+def _default_spacing(path: Path, default_spacing_mm: Sequence[float] | None) -> tuple[float, float, float]:
+    if default_spacing_mm is None:
+        raise ValueError(
+            f"Expected a voxel spacing: {path} stores none; give it by --default_spacing_mm=X,Y,Z (millimetres)."
+        )
+    return _checked_spacing(default_spacing_mm, path)
+
+
 def _checked_spacing(spacing: Sequence[float], path: Path) -> tuple[float, float, float]:
     values = np.asarray(spacing, np.float64).ravel()
     if values.shape != (3,) or not np.isfinite(values).all() or (values <= 0).any():
         raise ValueError(f"Expected three positive voxel spacings (mm) for {path}. Received: {values.tolist()}.")
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def _check_same_place(
+    size: tuple[int, ...], affine: np.ndarray, label_affine: np.ndarray, image_path: Path, label_path: Path
+) -> None:
+    """Refuses a label that lies elsewhere in the body: mirrored, shifted or of another spacing, of the same shape."""
+    corners = np.array([[x, y, z, 1.0] for x in (0, size[0]) for y in (0, size[1]) for z in (0, size[2])])
+    apart_mm = np.abs(corners @ (affine - label_affine).T).max()
+    tolerance_mm = 0.05 * np.linalg.norm(affine[:3, :3], axis=0).min()
+    if apart_mm > tolerance_mm:
+        raise ValueError(
+            f"Expected {label_path} on the grid of {image_path}. Received: corners up to {apart_mm:.3g} mm apart "
+            "(another origin, spacing or orientation); resample the label to the image, or correct its header."
+        )
 
 
 def _checked_label(label: np.ndarray, size: tuple[int, ...], path: Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,9 +15,6 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {"vnet": build_vnet, "unet3d":
 
 # Trainable parameters with the builder's defaults, as published. A network without an entry fails its test.
 RECORDED_PARAMETERS = {"vnet": 9_448_866, "unet3d": 5_884_050}
-
-# Sides of the input must be multiples of this: both networks halve four times.
-SIZE_MULTIPLE = 16
 
 
 def build_network(name: str, /, **kwargs: Any) -> keras.Model:
@@ -38,17 +35,3 @@ def build_network(name: str, /, **kwargs: Any) -> keras.Model:
 def trainable_parameters(model: keras.Model) -> int:
     """Number of trainable values: what papers mean by parameters (running statistics left out)."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
-
-
-def check_input_size(size: Sequence[int]) -> None:
-    """Refuses a patch or window that the networks cannot halve four times.
-
-    Raises:
-        ValueError: A side is no positive multiple of 16.
-    """
-    if len(size) != 3 or any(n < SIZE_MULTIPLE or n % SIZE_MULTIPLE for n in size):
-        nearest = tuple(max(SIZE_MULTIPLE, math.ceil(n / SIZE_MULTIPLE) * SIZE_MULTIPLE) for n in size)
-        raise ValueError(
-            f"Expected three sides that are multiples of {SIZE_MULTIPLE} voxels, for example {nearest}. "
-            f"Received: size={tuple(size)}."
-        )

@@ -10,7 +10,7 @@ import numpy as np
 from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
 from semisam_tf.sam.frame import SliceFrame, clip_range
 from semisam_tf.sam.prompts import component_prompts, mask_prompt_logits
-from semisam_tf.sam.session import SamSession
+from semisam_tf.sam.session import CPU, SamSession
 from semisam_tf.sam.target import SamTarget, dice
 
 # Slices whose embeddings (4 MiB each) and logits are held at a time.
@@ -84,6 +84,11 @@ class SamBranch:
                 f"Received: family={session.manifest.family!r}, prompts={sorted(wanted)}, trained with "
                 f"{sorted(allowed)}; {dict(session.manifest.prompt_notes)}."
             )
+        if session.manifest.dims != 2:
+            raise ValueError(
+                f"Expected a SAM of slices (dims=2); SAMs of volumes cannot be driven yet. Received: "
+                f"family={session.manifest.family!r}, dims={session.manifest.dims}."
+            )
         if axis not in (0, 1, 2) or trust not in TRUSTS or max_slices < 0 or margin_vox < 0 or slice_step < 1:
             raise ValueError(
                 f"Expected axis 0, 1 or 2, trust one of {TRUSTS}, max_slices and margin_vox at least 0, slice_step "
@@ -94,8 +99,10 @@ class SamBranch:
         self.axis, self.channel, self.trust = axis, channel, trust
         self.margin_vox, self.min_area_vox = margin_vox, min_area_vox
         self.slice_step, self.max_slices = slice_step, max_slices
-        self._digest = session.manifest.digest()
-        # [X, Y, Z] -> [slices, rows, columns]; its own inverse is what `_to_volume` applies.
+        # Other providers round otherwise; a cache that both fill must not mix them.
+        provider = "" if session.providers[0] == CPU else session.providers[0]
+        self._digest = session.manifest.digest() + provider
+        # [X, Y, Z] -> [slices, rows, columns]; argsort of it leads back.
         self._order = (axis, *[a for a in (2, 1, 0) if a != axis])
 
     def target(
@@ -133,22 +140,6 @@ class SamBranch:
         class_planes = class_probs.transpose(3, *self._order)
         answer = self._answer(planes, prompts, frame, key, class_planes)
         return self._target(answer, unasked, predicted_mask, class_probs.shape[-1])
-
-    def encode_scan(self, image: np.ndarray, key: str) -> int:
-        """Encodes every slice of a scan [X, Y, Z, C] into the cache ahead of time; returns how many were new.
-
-        Raises:
-            ValueError: The branch has no cache.
-        """
-        if self.cache is None:
-            raise ValueError("Expected a SamBranch with a cache. Received: cache=None.")
-        planes = np.ascontiguousarray(image[..., self.channel].transpose(self._order), np.float32)
-        frame = SliceFrame.of(planes.shape[1:], self.session.manifest)
-        stored = self._stored(planes, key)
-        new = stored.missing(range(len(planes))) if stored is not None else []
-        for index in new:
-            self._embeddings(planes, [index], frame, clip_range(planes, self.session.manifest.scaling), stored)
-        return len(new)
 
     def _prompts(
         self, predicted_mask: np.ndarray, n_classes: int, rng: np.random.Generator | None

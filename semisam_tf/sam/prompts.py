@@ -1,4 +1,4 @@
-"""Prompts from predictions, never from labels: boxes, clicks and mask logits."""
+"""Prompts from predictions, never from labels: boxes, points and mask logits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ import numpy as np
 from scipy import ndimage
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
-
-
-class Click(NamedTuple):
-    """One point prompt: where (voxel indices along the mask's axes), and whether it is inside the target."""
-
-    click_vox: tuple[int, ...]
-    inside: bool
 
 
 class ComponentPrompts(NamedTuple):
@@ -69,28 +62,6 @@ def component_prompts(foreground_mask: np.ndarray, margin_vox: int = 0, min_area
     clipped = np.clip(widened, 0, [last_column, last_row, last_column, last_row])
     too_small = np.concatenate([[False], areas < min_area_vox])[components]
     return ComponentPrompts(clipped, np.array(points, np.int64).reshape(-1, 2), too_small)
-
-
-def click(predicted: np.ndarray, guide: np.ndarray, rng: np.random.Generator) -> Click | None:
-    """Draws the next click: a voxel where SAM's mask and the guide differ, as the guide has it.
-
-    Reference: the click loop of SemiSAM 6716784.
-    Departs: the guide is the foreground of a prediction (published: the background channel, thresholded at 0); where
-    the two agree everywhere there is no click (published: a crash).
-
-    Args:
-        predicted: bool, SAM's mask so far; all False at the start.
-        guide: bool, same shape, the student's or the teacher's prediction.
-        rng: Chooses the voxel, uniformly.
-
-    Returns:
-        The click, or None where nothing differs.
-    """
-    wrong = np.flatnonzero(predicted != guide)
-    if not len(wrong):
-        return None
-    index = np.unravel_index(wrong[rng.integers(len(wrong))], guide.shape)
-    return Click(tuple(int(i) for i in index), bool(guide[index]))
 
 
 def mask_prompt_logits(probs: np.ndarray, limit: float = 10.0) -> np.ndarray:

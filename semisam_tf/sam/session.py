@@ -176,10 +176,11 @@ def open_session(
     wanted = [(name, _provider_options(name, gpu_mem_limit_bytes)) for name in providers if name in available]
     session = onnxruntime.InferenceSession(str(path), options, providers=wanted or [(CPU, {})])
     got = session.get_providers()
-    if providers[0] not in got:
+    missing = [name for name in providers if name not in got]
+    if missing:
         message = (
-            f"Expected ONNX Runtime to run {path.name} on {providers[0]}; it offers {available}. Install the flavour "
-            "for it (pip install 'semisam-tf[gpu]'), or allow the CPU with --sam_allow_cpu. "
+            f"Expected ONNX Runtime to run {path.name} on {', '.join(missing)}; it offers {available}. Install the "
+            "flavour for it (pip install 'semisam-tf[gpu]'), or allow the CPU with --sam_allow_cpu. "
             f"Received: providers={list(providers)}, got={got}."
         )
         if not allow_cpu:

@@ -16,7 +16,7 @@ from semisam_tf.atomic import replacing, write_json
 from semisam_tf.config import Config, validate
 from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.batches import Batch, Prefetcher, TwoStream
-from semisam_tf.data.cohort import load_cohort
+from semisam_tf.data.cohort import check_channels, load_cohort
 from semisam_tf.data.splits import Split, make_split, read_cases
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import (
@@ -59,7 +59,7 @@ def split_of(config: Config) -> Split:
 def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]:
     """Labelled scans with labels and unlabelled scans without, in the training grid.
 
-    Unlabelled scans are not loaded where nothing learns from them.
+    Unlabelled scans are not loaded where nothing learns from them (`Config.labelled_items`).
     """
     common: dict[str, Any] = {
         "preprocessing": preprocessing_of(config),
@@ -74,11 +74,7 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
             "No case is unlabelled: lower --labeled, or train with --method=supervised and --sam_mode=off."
         )
     unlabelled = load_cohort(config.data_dir, split.unlabelled, with_label=False, **common)
-    if labelled[0].image.shape[-1] != unlabelled[0].image.shape[-1]:
-        raise ValueError(
-            f"Expected as many channels in unlabelled as in labelled scans. Received: {unlabelled[0].case_id!r} has "
-            f"{unlabelled[0].image.shape[-1]}, {labelled[0].case_id!r} has {labelled[0].image.shape[-1]}."
-        )
+    check_channels([*labelled, *unlabelled])
     return labelled, unlabelled
 
 
@@ -124,18 +120,29 @@ class Training:
                 slice_step=config.sam_slice_step,
                 max_slices=config.sam_max_slices if config.sam_mode == "online" else 0,
                 trust=config.sam_trust,
+                channel=config.sam_channel,
                 cache=cache,
             )
             sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled)
         return cls(config, student, teacher, optimizer, TrainStep(config, student, teacher, optimizer), sam)
 
     def save(self) -> None:
-        """Writes a checkpoint of the state after `step` steps."""
+        """Writes a checkpoint of the state after `step` steps.
+
+        Raises:
+            RuntimeError: A weight is not finite, which a finite loss does not rule out.
+        """
         arrays = {
             "student": checkpoint.arrays_of(self.student.variables),
             "teacher": checkpoint.arrays_of(self.teacher.variables),
             "optimizer": checkpoint.arrays_of(self.optimizer.variables),
         }
+        broken = [n for group in arrays.values() for n, a in group.items() if not np.isfinite(a).all()]
+        if broken:
+            raise RuntimeError(
+                f"Weights became nan or inf at or before step {self.step}, so no checkpoint is written: lower "
+                f"--learning_rate and start again in another --workdir. First: {broken[0]}."
+            )
         state: dict[str, Any] = {"duration_s": self.duration_s, "data_wait_s": self.data_wait_s}
         if self.sam is not None:
             arrays["sam"], state["sam"] = self.sam.state()
@@ -189,24 +196,30 @@ def train(config: Config) -> dict[str, Any]:
     if config.sam_mode != "off" and config.sam_start_step >= config.max_steps:
         logging.warning("SAM will not teach: --sam_start_step=%d is not below --max_steps.", config.sam_start_step)
     workdir = Path(config.workdir)
+    augment = augment_config(config.augment, on=config.augment_on, off=config.augment_off)
     with checkpoint.locked(workdir):
-        record.check_same_run(config)
-        if (workdir / RESULT_FILE).is_file():
-            logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
-            return read_result(workdir)
-        session = sam_session(config)
         if config.quickstart_cohort:
             from semisam_tf.data.simulate import make_quickstart
 
             make_quickstart(config.data_dir)
         split = split_of(config)
+        facts: dict[str, Any] = {"labelled": list(split.labelled), "unlabelled": list(split.unlabelled)}
+        if config.labelled_items() == config.batch_size:
+            facts["unlabelled"] = []
+        record.check_same_run(config, facts)
+        if (workdir / RESULT_FILE).is_file():
+            logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
+            return read_result(workdir)
+        session = sam_session(config)
+        facts["sam_sha256"] = None if session is None else dict(session.manifest.sha256)
+        record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
         labelled, unlabelled = load_data(config, split)
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
         channels = labelled[0].image.shape[-1]
-        record.write(config, channels, split, unlabelled)
+        record.write(config, channels, facts)
         training = Training.build(config, channels, unlabelled, session)
         training.restore()
         stream = TwoStream(
@@ -215,7 +228,7 @@ def train(config: Config) -> dict[str, Any]:
             batch_size=config.batch_size,
             labelled_per_batch=config.labelled_items(),
             patch_size=config.patch_size,
-            augment=augment_config(config.augment, on=config.augment_on, off=config.augment_off),
+            augment=augment,
             seed=config.seed,
             foreground_fraction=config.foreground_fraction,
         )
@@ -235,6 +248,8 @@ def _run(training: Training, stream: TwoStream) -> None:
             _, batch = prefetcher.next()
             pending.append(training.take_step(batch))
             step = training.step
+            if due(step, config.image_every, last):
+                board.images(step, batch, training.student, training.teacher)
             log_now, save_now = due(step, config.log_every, last), due(step, config.checkpoint_every, last)
             if not (log_now or save_now):
                 continue
@@ -248,8 +263,6 @@ def _run(training: Training, stream: TwoStream) -> None:
                 schedule = Schedule.at(config, step - 1)
                 _log_progress(training, means, len(pending) / elapsed, waited / elapsed)
                 board.scalars(step, means, schedule, training.sam.summary() if training.sam else {})
-            if due(step, config.image_every, last):
-                board.images(step, batch, training.student, training.teacher)
             if save_now:
                 training.save()
             pending.clear()
@@ -263,7 +276,8 @@ def _finite_means(pending: list[dict[str, tf.Tensor]], step: int) -> dict[str, f
         names = sorted(name for name, where in bad.items() if len(where))
         raise RuntimeError(
             f"The loss became nan or inf: {', '.join(names)}, first at step {first} (looked at within steps "
-            f"[{step - len(pending) + 1}, {step}]). No checkpoint holds it; lower --learning_rate and start again."
+            f"[{step - len(pending) + 1}, {step}]). No checkpoint holds it: lower --learning_rate and start again in "
+            "another --workdir."
         )
     return {name: float(series.mean()) for name, series in values.items()}
 

@@ -6,95 +6,106 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from semisam_tf import __version__
 from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
-from semisam_tf.data.splits import Split
-from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import RUN_FILE, read_run
+from semisam_tf.inference.predictor import RESULT_FILE, RUN_FILE, read_run
 from semisam_tf.options import OptionError
 
-# Settings that may differ when a run is resumed: they do not touch the arrays it ends with.
-_MAY_CHANGE = {
-    "preset",
-    "data_dir",
-    "sam_dir",
-    "sam_cache_dir",
-    "data_workers",
-    "log_every",
-    "image_every",
-    "checkpoint_every",
-}
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "h5py")
+# Settings that may differ when a run is resumed: where things lie (their content is compared instead) and how often
+# something is written. None of them touches the arrays that the run ends with.
+_MAY_CHANGE = frozenset(
+    {
+        "preset", "data_dir", "workdir", "train_list", "labeled", "exclude_cases", "quickstart_cohort", "sam_dir",
+        "sam_cache_dir", "sam_allow_cpu", "data_workers", "log_every", "image_every", "checkpoint_every",
+    }
+)  # fmt: skip
 
 
-def check_same_run(config: Config) -> None:
-    """Refuses to go on in a workdir whose run had other settings.
+def begun(config: Config) -> dict[str, Any] | None:
+    """The record of the run in the workdir, if it has anything to go on from; None for a fresh or failed start."""
+    workdir = Path(config.workdir)
+    has_state = (workdir / RESULT_FILE).is_file() or any((workdir / "checkpoints").glob("step_*.h5"))
+    return read_run(workdir) if has_state else None
+
+
+def check_same_run(config: Config, facts: dict[str, Any]) -> None:
+    """Refuses to go on in a workdir whose run had other settings or other data.
+
+    Args:
+        facts: What the settings led to, as in `write`: only what is given is compared.
 
     Raises:
-        OptionError: Names every setting that differs, with both values.
+        OptionError: Names everything that differs, with both values.
     """
-    workdir = Path(config.workdir)
-    if not (workdir / RUN_FILE).is_file():
+    record = begun(config)
+    if record is None:
         return
-    old, new = read_run(workdir)["config"].to_dict(), config.to_dict()
-    differing = [name for name in new if new[name] != old[name] and name not in _MAY_CHANGE]
-    if differing:
-        changed = "; ".join(f"--{name}={new[name]} (was {old[name]})" for name in differing)
+    old, new = record["config"].to_dict(), config.to_dict()
+    changed = [f"--{n}={new[n]} (was {old[n]})" for n in new if new[n] != old[n] and n not in _MAY_CHANGE]
+    for name, value in facts.items():
+        if record.get(name) != value:
+            changed.append(f"{name}: {_shown(value)} (was {_shown(record.get(name))})")
+    if changed:
         raise OptionError(
-            f"{workdir} holds a run with other settings. Choose another --workdir, or set them back: {changed}."
+            f"{config.workdir} holds a run with other settings. Choose another --workdir, or set them back: "
+            f"{'; '.join(changed)}."
         )
 
 
-def write(config: Config, channels: int, split: Split, unlabelled: list[Volume]) -> None:
-    """Writes `<workdir>/run.json`: settings, cases, command, git commit, versions.
+def write(config: Config, channels: int, facts: dict[str, Any]) -> None:
+    """Writes `<workdir>/run.json`: settings, cases, SAM, command, git commit, versions.
+
+    A resumed run keeps its first record and adds the command, commit and versions that it goes on with.
 
     Args:
         channels: Image channels; with the settings, all that is needed to build the network again.
-        split: As asked for.
-        unlabelled: As loaded: empty where nothing learns from them.
+        facts: "labelled", "unlabelled": case names as used; "sam_sha256": files of the SAM export, or None.
     """
-    packages = (
-        "semisam-tf",
-        "tensorflow",
-        "tensorflow-cpu",
-        "keras",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "numpy",
-        "h5py",
-    )
+    path = Path(config.workdir) / RUN_FILE
+    session = {
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "semisam_tf": __version__,
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+    record = begun(config)
+    if record is None:
+        record = {"config": config.to_dict(), "channels": channels, **facts, **session, "resumed": []}
+    else:
+        record["config"] = record["config"].to_dict()
+        record["resumed"].append(session)
+    write_json(path, record)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 4:
+        return f"{len(value)} cases"
+    return str(value)
+
+
+def _versions() -> dict[str, str]:
     versions = {}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    record = {
-        "semisam_tf": __version__,
-        "config": config.to_dict(),
-        "channels": channels,
-        "labelled": list(split.labelled),
-        "unlabelled": [volume.case_id for volume in unlabelled],
-        "command": sys.argv,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-    write_json(Path(config.workdir) / RUN_FILE, record)
+    return versions
 
 
 def _git_commit() -> str | None:
     """Commit of the code's own checkout, with "+changes" where it is not clean; None outside a checkout."""
-    folder = Path(__file__).parent
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+changes" if status else "")
+    return commit + ("+changes" if status.stdout.strip() else "")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
@@ -77,7 +78,8 @@ class SamTeaching:
 
     def _online(self, step: int, images: np.ndarray, probs: np.ndarray, weight: np.ndarray) -> None:
         for item, (image, predicted) in enumerate(zip(images, self.crop_probs(images), strict=True)):
-            rng = np.random.default_rng([self.config.seed, step, item])
+            # Four numbers where a batch's items use three: the slices drawn do not hang together with the crops.
+            rng = np.random.default_rng([self.config.seed, step, item, 1])
             target = self.branch.target(image, predicted, rng=rng)
             probs[item], weight[item] = target.probs, target.weight
             self.totals["targets"] += 1
@@ -98,6 +100,12 @@ class SamTeaching:
     def _refresh(self, case_id: str) -> None:
         image = self.volumes[case_id].image
         target = self.branch.target(image, self.volume_probs(image), key=case_id)
+        # The first targets take seconds each, so the steps' own progress lines would be long in coming.
+        logging.log_every_n_seconds(
+            logging.INFO, "SAM: %s, %.0f prompts in %.0f slices, Dice %.3f with the prediction; target %d", 15,
+            case_id, target.scores["prompts"], target.scores["slices_prompted"], target.scores["agreement"],
+            self.totals["targets"] + 1,
+        )  # fmt: skip
         self.masks[case_id] = np.argmax(target.probs, axis=-1).astype(np.uint8)
         self.weights[case_id] = np.round(target.weight * _WEIGHT_LEVELS).astype(np.uint8)
         self.totals["targets"] += 1

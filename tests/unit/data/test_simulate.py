@@ -136,3 +136,11 @@ def test_the_command(tmp_path: Path) -> None:
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "--output" in refused.stderr
+
+
+def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "train.list").write_text("my_case\n")
+    with pytest.raises(ValueError, match=r"holds other files.*--noquickstart_cohort"):
+        make_quickstart(tmp_path, subjects=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.list"]
+    assert (tmp_path / "train.list").read_text() == "my_case\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import h5py
@@ -276,3 +277,39 @@ def test_a_real_scan_is_read(la_dir: Path) -> None:
     assert loaded.size[2] == 88
     assert loaded.image.shape == (*loaded.size, 1)
     assert set(np.unique(loaded.label)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        (np.diag([-1.0, 1, 1, 1]), False),  # mirrored in x
+        (np.diag([1.0, 1, 1.1, 1]), False),  # another spacing
+        (np.array([[1, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), False),  # shifted by 3 mm
+        (np.diag([1.0, 1, 1 + 1e-6, 1]), True),  # rounding of a header
+    ],
+)
+def test_a_label_has_to_lie_on_its_image(tmp_path: Path, change: np.ndarray, taken: bool) -> None:
+    scan = volume()
+    save_volume_pair(tmp_path / "a" / "image.nii.gz", tmp_path / "a" / "label.nii.gz", scan)
+    affine = change @ scan.affine
+    spacing_mm = tuple(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
+    save_mask(
+        tmp_path / "a" / "label.nii.gz", scan.label, dataclasses.replace(scan, affine=affine, spacing_mm=spacing_mm)
+    )
+    if taken:
+        np.testing.assert_array_equal(load_volume(find_case(tmp_path, "a"), with_label=True).label, scan.label)
+    else:
+        with pytest.raises(ValueError, match=r"label\.nii\.gz on the grid of .*image\.nii\.gz"):
+            load_volume(find_case(tmp_path, "a"), with_label=True)
+
+
+def test_nrrd_without_spacing_takes_the_default(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    header = b"NRRD0004\ntype: float\ndimension: 3\nsizes: 2 3 4\nencoding: raw\nendian: little\n\n"
+    (tmp_path / "a" / "image.nrrd").write_bytes(header + np.zeros(24, np.float32).tobytes())
+    files = find_case(tmp_path, "a")
+    loaded = load_volume(files, with_label=False, default_spacing_mm=(1, 2, 3))
+    assert loaded.spacing_mm == (1, 2, 3)
+    np.testing.assert_array_equal(np.abs(np.diag(loaded.affine)), [1, 2, 3, 1])
+    with pytest.raises(ValueError, match="--default_spacing_mm"):
+        load_volume(files, with_label=False)

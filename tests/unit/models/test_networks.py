@@ -13,7 +13,6 @@ from semisam_tf.models.registry import (
     NETWORKS,
     RECORDED_PARAMETERS,
     build_network,
-    check_input_size,
     trainable_parameters,
 )
 from semisam_tf.models.vnet import build_vnet
@@ -153,10 +152,3 @@ def test_vnet_drops_whole_channels():
 def test_unknown_network_and_bad_sizes_are_named():
     with pytest.raises(ValueError, match=r"one of \['unet3d', 'vnet'\]\. Received: network='unet'"):
         build_network("unet")
-    check_input_size((16, 32, 48))
-    with pytest.raises(ValueError, match=r"for example \(64, 64, 48\)\. Received: size=\(64, 60, 48\)"):
-        check_input_size((64, 60, 48))
-    with pytest.raises(ValueError, match="three sides"):
-        check_input_size((64, 64))
-    with pytest.raises(ValueError, match="multiples of 16"):
-        check_input_size((0, 16, 16))

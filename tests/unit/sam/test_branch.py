@@ -236,8 +236,8 @@ def test_only_new_slices_are_encoded(session: SamSession, tmp_path: Path) -> Non
     assert session.slices_encoded == 3
     branch.target(image, class_probs, key="case")
     assert session.slices_encoded == 6
-    assert branch.encode_scan(image, "case") == 0
-    assert branch.encode_scan(image + 1, "case") == 6
+    branch.target(image + 1, class_probs, key="case")
+    assert session.slices_encoded == 12
 
 
 def test_changed_image_under_the_same_name_is_encoded_again(session: SamSession, tmp_path: Path) -> None:
@@ -253,15 +253,6 @@ def test_changed_image_under_the_same_name_is_encoded_again(session: SamSession,
 def test_crops_leave_the_cache_alone(session: SamSession, tmp_path: Path) -> None:
     SamBranch(session, cache=EmbeddingCache(tmp_path)).target(*random_case(), key=None)
     assert list(tmp_path.glob("*.embeddings")) == []
-
-
-def test_scan_in_the_cache_takes_the_same_slices_as_the_target(session: SamSession, tmp_path: Path) -> None:
-    image, class_probs = random_case()
-    branch = SamBranch(session, cache=EmbeddingCache(tmp_path))
-    assert branch.encode_scan(image, "case") == 6
-    ahead = branch.target(image, class_probs, key="case")
-    assert session.slices_encoded == 6
-    np.testing.assert_array_equal(ahead.probs, SamBranch(session).target(image, class_probs).probs)
 
 
 def test_wrong_arguments_are_refused(session: SamSession) -> None:

@@ -1,4 +1,4 @@
-"""Boxes, clicks and mask logits from masks drawn by hand and by hypothesis."""
+"""Boxes, points and mask logits from masks drawn by hand and by hypothesis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from semisam_tf.sam.prompts import click, component_prompts, mask_prompt_logits
+from semisam_tf.sam.prompts import component_prompts, mask_prompt_logits
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -74,44 +74,6 @@ def test_boxes_lie_in_the_slice_and_miss_only_small_components(
 def test_wrong_arguments_are_refused(shape: tuple[int, ...], margin_vox: int) -> None:
     with pytest.raises(ValueError, match=f"margin_vox={margin_vox}"):
         component_prompts(np.ones(shape, bool), margin_vox)
-
-
-def test_first_click_is_inside_the_guide() -> None:
-    guide = draw("....", "..#.", "....")
-    assert click(np.zeros_like(guide), guide, np.random.default_rng(0)) == ((1, 2), True)
-
-
-def test_spill_is_clicked_as_outside() -> None:
-    guide = draw("#...", "....")
-    predicted = draw("#..#", "....")
-    assert click(predicted, guide, np.random.default_rng(0)) == ((0, 3), False)
-
-
-def test_agreement_needs_no_click() -> None:
-    mask = draw("#.", "..")
-    assert click(mask, mask, np.random.default_rng(0)) is None
-    assert click(np.zeros((2, 2), bool), np.zeros((2, 2), bool), np.random.default_rng(0)) is None
-
-
-def test_click_is_drawn_uniformly_and_by_the_generator_alone() -> None:
-    guide = np.ones((2, 2, 1), bool)
-    rng = np.random.default_rng(3)
-    clicks = [click(np.zeros_like(guide), guide, rng) for _ in range(400)]
-    counts = {place: [c.click_vox for c in clicks].count(place) for place in np.ndindex(2, 2, 1)}
-    # 100 expected each, standard deviation 8.7.
-    assert all(60 < count < 140 for count in counts.values())
-    again = np.random.default_rng(3)
-    assert clicks == [click(np.zeros_like(guide), guide, again) for _ in range(400)]
-
-
-@given(predicted=hnp.arrays(bool, (4, 3, 2)), guide=hnp.arrays(bool, (4, 3, 2)), seed=st.integers(0, 99))
-def test_click_lands_where_they_differ(predicted: np.ndarray, guide: np.ndarray, seed: int) -> None:
-    drawn = click(predicted, guide, np.random.default_rng(seed))
-    if drawn is None:
-        assert (predicted == guide).all()
-    else:
-        assert predicted[drawn.click_vox] != guide[drawn.click_vox]
-        assert drawn.inside == guide[drawn.click_vox]
 
 
 def test_mask_prompt_is_logits() -> None:

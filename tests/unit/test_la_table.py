@@ -1,0 +1,56 @@
+"""The table of results is made of the result files alone."""
+
+import importlib.util
+import json
+
+import pytest
+
+
+@pytest.fixture
+def la_table(repo_root, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("la_table", repo_root / "benchmarks" / "la_table.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "la_table", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def result(method, labeled, seed, dice, sam=None):
+    figures = {"dice": dice, "jaccard": 0.5, "hd95_mm": 4.0, "asd_mm": None, "assd_mm": 1.0}
+    return {
+        "method": method, "labeled": labeled, "seed": seed, "mean": figures, "std": figures | {"dice": 0.1},
+        "training": {"sam": sam}, "train_wall_s": 120.0, "command": f"train {method}",
+    }  # fmt: skip
+
+
+def test_rows_are_grouped_by_seed_and_ordered(la_table, tmp_path):
+    sam = {"sam_calls": 40, "taught_share": 0.25, "mean_weight": 0.8, "duration_s": 60.0}
+    for number, row in enumerate(
+        [
+            result("mean_teacher_sam", 1, 0, 0.8, sam),
+            result("supervised", 4, 0, 0.9),
+            result("supervised", 1, 1, 0.72),
+            result("supervised", 1, 0, 0.7),
+        ]
+    ):
+        (tmp_path / f"{number}.json").write_text(json.dumps(row))
+    lines = la_table.table().splitlines()[2:]
+    assert [line.split(" | ")[:3] for line in lines] == [
+        ["| 1", "supervised", "2"], ["| 1", "mean_teacher_sam", "1"], ["| 4", "supervised", "1"],
+    ]  # fmt: skip
+    assert "71.0 +- 10.0 (70.0 to 72.0)" in lines[0]
+    assert "40, 25.0%, 0.80" in lines[1]
+    assert "2.0 (1.0)" in lines[1]
+    # No finite surface distance: a dash, not a crash.
+    assert " | - | " in lines[0]
+
+
+def test_every_row_names_settings_that_exist(la_table, repo_root, monkeypatch):
+    from semisam_tf.config import PRESETS, Config, validate
+    from semisam_tf.options import parse
+
+    monkeypatch.chdir(repo_root)
+    for method in la_table.METHODS:
+        words = la_table.Row(method, "1", "0").train_command()[2:]
+        validate(parse(Config, [*words, "--data_dir=d", "--workdir=w"], PRESETS))
