@@ -57,7 +57,7 @@ def test_the_papers_setting():
         ),
         ({"lower_percentile": 60.0, "upper_percentile": 50.0}, "lower < upper"),
         ({"training_spacing_mm": (1.0, 0.0, 1.0)}, "above 0"),
-        ({"n_classes": 1}, "at least 2"),
+        ({"n_classes": 1}, "expected 2 to 256"),
         ({"method": "magic"}, "--method: expected one of"),
         ({"log_every": 0}, "at least 1"),
     ],

@@ -34,14 +34,14 @@ def test_same_size_is_the_identity(size):
     np.testing.assert_array_equal(geometry.resampling_matrix(size, size), np.eye(size))
 
 
-@given(st.integers(2, 30), st.integers(2, 30))
-def test_a_ramp_stays_a_ramp_within(size_in, size_out):
+@given(st.integers(2, 20), st.integers(1, 4))
+def test_a_ramp_stays_a_ramp_within(size_in, factor):
+    size_out = size_in * factor
     ramp = (np.arange(size_in) + 0.5) / size_in
     resampled = geometry.resampling_matrix(size_in, size_out) @ ramp
     expected = (np.arange(size_out) + 0.5) / size_out
     # At the ends linear interpolation has nothing to go by beyond the last voxel.
-    margin = max(1.0 / size_in, 1.0 / size_out) * 1.01
-    inside = (expected > margin) & (expected < 1 - margin)
+    inside = (expected > 0.5 / size_in) & (expected < 1 - 0.5 / size_in)
     np.testing.assert_allclose(resampled[inside], expected[inside], atol=1e-5)
 
 

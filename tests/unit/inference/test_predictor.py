@@ -17,13 +17,15 @@ CONFIG = Config(
 
 
 def bright_is_foreground(channels=1):
-    """Logits (0, 10 x first channel): a z-scored voxel above 0 is foreground."""
+    """Logits that call a voxel of `scan` foreground where it is more bright than dark: above 0.5 before the z-score."""
     image = keras.Input((None, None, None, channels))
-    layer = keras.layers.Conv3D(2, 1, use_bias=False)
+    layer = keras.layers.Conv3D(2, 1, use_bias=True)
     model = keras.Model(image, layer(image))
     kernel = np.zeros((1, 1, 1, channels, 2), np.float32)
     kernel[..., 0, 1] = 10
-    layer.set_weights([kernel])
+    bright_share = (8 * 12 * 8) / (20 * 24 * 18)
+    half = (0.5 - bright_share) / np.sqrt(bright_share * (1 - bright_share))
+    layer.set_weights([kernel, np.array([0, -10 * half], np.float32)])
     return model
 
 
@@ -57,7 +59,7 @@ def test_largest_component_is_a_setting_of_the_run():
 
 
 def test_other_channels_than_in_training_are_refused():
-    with pytest.raises(ValueError, match="'case': expected 2 image channels, as in training. Received: 1"):
+    with pytest.raises(ValueError, match=r"'case': expected 2 image channels, as in training\. Received: 1"):
         Predictor(CONFIG, bright_is_foreground(channels=2)).mask(scan())
 
 

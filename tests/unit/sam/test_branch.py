@@ -265,8 +265,6 @@ def test_wrong_arguments_are_refused(session: SamSession) -> None:
         SamBranch(session).target(image[..., 0], class_probs)
     with pytest.raises(ValueError, match=r"class_probs=\(13, 11, 5, 2\)"):
         SamBranch(session).target(image, class_probs[:, :, :5])
-    with pytest.raises(ValueError, match="cache=None"):
-        SamBranch(session).encode_scan(image, "case")
 
 
 def test_model_without_boxes_says_why(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
