@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from semisam_tf.data.volumes import Volume, save_volume_h5
 
 FAST = [
     "--labeled=1",
@@ -120,3 +123,48 @@ def test_errors_come_before_training_and_name_the_fix(tiny_cohort, tiny_sam, tmp
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_quickstart_makes_its_cohort_and_names_the_export_command(repo_root, tmp_path):
+    words = [f"--data_dir={tmp_path}/data", f"--workdir={tmp_path}/run", f"--sam_dir={tmp_path}/absent"]
+    done = subprocess.run(
+        [sys.executable, "-m", "semisam_tf.train", "--flagfile=configs/quickstart.flags", *words],
+        capture_output=True, text=True, check=False, cwd=repo_root,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"python -m export.sam --family=lite_medsam --output={tmp_path}/absent" in done.stderr
+    assert len((tmp_path / "data" / "train.list").read_text().split()) == 8
+    assert len((tmp_path / "data" / "test.list").read_text().split()) == 4
+
+
+def test_three_classes_and_two_channels_end_to_end(tiny_sam, tmp_path):
+    """Two balls, each bright in a channel of its own; trained with SAM targets per class, scored per class."""
+    rng = np.random.default_rng(3)
+    names = ["a", "b", "c"]
+    for name in names:
+        grid = np.stack(np.meshgrid(*[np.arange(20)] * 3, indexing="ij"), axis=-1)
+        label = np.zeros((20, 20, 20), np.uint8)
+        label[np.linalg.norm(grid - [6, 10, 10], axis=-1) < 4] = 1
+        label[np.linalg.norm(grid - [14, 10, 10], axis=-1) < 4] = 2
+        image = np.stack([label == 1, label == 2], axis=-1) * 3.0 + rng.normal(0, 0.3, (20, 20, 20, 2))
+        volume = Volume(name, image.astype(np.float32), label, (1.0, 1.0, 2.0), np.diag([1.0, 1, 2, 1]))
+        save_volume_h5(tmp_path / name / "mri_norm2.h5", volume)
+    (tmp_path / "train.list").write_text("a\nb\n")
+    (tmp_path / "test.list").write_text("c\n")
+    common = [f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run"]
+    done = run(
+        "semisam_tf.train", *common, *FAST, "--n_classes=3", "--max_steps=40", "--optimizer=adamw",
+        "--learning_rate=0.02", "--lr_schedule=constant", "--sam_mode=cached", f"--sam_dir={tiny_sam}", "--sam_start_step=30", "--dropout=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["channels"], record["labelled"], record["unlabelled"]) == (2, ["a"], ["b"])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["sam"]["prompts_decoded"] > 0
+    done = run("semisam_tf.evaluate", *common, f"--cases={tmp_path}/test.list", "--model=student")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(report["classes"]) == {"1", "2"}
+    dice = [report["classes"][k]["mean"]["dice"] for k in "12"]
+    assert report["mean"]["dice"] == pytest.approx(sum(dice) / 2)
+    # Two balls of different channels are told apart; swapped classes or channels would score 0.
+    assert min(dice) > 0.5

@@ -13,20 +13,25 @@ import pytest
 STEPS = 6
 
 
-def command(data_dir, workdir, sam_mode, sam_dir, *extra):
-    """A run small enough for a test with all that is random in it: augmentation, dropout, noise, UA-MT's passes."""
+def command(data_dir, workdir, sam_mode, sam_dir):
+    """A run small enough for a test with all that is random in it: augmentation, dropout, noise, UA-MT's passes.
+
+    Between them the three modes have both optimisers, batch and instance norm, and prompts from student and teacher.
+    """
     words = [
         sys.executable, "-m", "semisam_tf.train", f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=1",
-        "--method=uncertainty_aware_mean_teacher", "--uncertainty_passes=2", "--filters=2",
+        "--filters=2",
         "--dropout=0.5", "--patch_size=16,16,16", f"--max_steps={STEPS}", "--checkpoint_every=2", "--log_every=1",
-        "--augment_on=elastic", "--optimizer=adamw", f"--sam_mode={sam_mode}", *extra,
+        "--augment_on=elastic", f"--sam_mode={sam_mode}",
     ]  # fmt: skip
     if sam_mode == "off":
-        words += ["--normalisation=batch"]
+        words += ["--normalisation=batch", "--method=mean_teacher", "--optimizer=sgd"]
     else:
         # Instance norm and no lower limit of area: a network this young has some foreground to prompt with.
         words += ["--normalisation=instance", "--sam_min_area_vox=1", "--learning_rate=0.05"]
-        words += [f"--sam_dir={sam_dir}", "--sam_start_step=1", "--sam_refresh_visits=2", "--sam_prompts_from=student"]
+        words += ["--method=uncertainty_aware_mean_teacher", "--uncertainty_passes=2", "--optimizer=adamw"]
+        words += [f"--sam_dir={sam_dir}", "--sam_start_step=1", "--sam_refresh_visits=2"]
+        words += ["--sam_prompts_from=student", "--sam_max_slices=4"] if sam_mode == "online" else []
     return words
 
 
