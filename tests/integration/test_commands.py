@@ -154,7 +154,8 @@ def test_three_classes_and_two_channels_end_to_end(tiny_sam, tmp_path):
     common = [f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run"]
     done = run(
         "semisam_tf.train", *common, *FAST, "--n_classes=3", "--max_steps=40", "--optimizer=adamw",
-        "--learning_rate=0.02", "--lr_schedule=constant", "--sam_mode=cached", f"--sam_dir={tiny_sam}", "--sam_start_step=30", "--dropout=0",
+        "--learning_rate=0.02", "--lr_schedule=constant", "--sam_mode=cached", f"--sam_dir={tiny_sam}",
+        "--sam_start_step=30", "--dropout=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
