@@ -53,6 +53,7 @@ class Config:
     # Method
     method: str = option("mean_teacher", "Semi-supervised framework.", choices=FRAMEWORK_NAMES)
     supervised_weight: float = option(1.0, "Weight of cross entropy and Dice (UA-MT publishes 0.5).")
+    consistency_distance: str = option("mse", "Between student's and teacher's softmax.", choices=("mse", "kl"))
     consistency_weight: float = option(0.1, "Largest weight of the student-teacher term.")
     consistency_ramp_steps: int = option(6000, "The consistency weight ramps up over this.", unit="steps")
     ema_decay: float = option(0.99, "Longest memory of the teacher.", unit="0..1")

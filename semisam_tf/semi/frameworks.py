@@ -28,6 +28,7 @@ class Inputs:
         teacher: Noisy teacher passes; gradients are stopped by the caller.
         entropy_threshold: Scalar in nats, for UA-MT.
         passes: Number of teacher passes for UA-MT.
+        distance: (student logits, teacher probs) -> [B, X, Y, Z, K], one of `losses.DISTANCES`.
     """
 
     images: tf.Tensor
@@ -36,6 +37,7 @@ class Inputs:
     teacher: NoisyTeacher
     entropy_threshold: tf.Tensor
     passes: int
+    distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.squared_distance
 
 
 def supervised(inputs: Inputs) -> Terms:
@@ -50,7 +52,7 @@ def supervised(inputs: Inputs) -> Terms:
 def mean_teacher(inputs: Inputs) -> Terms:
     """Mean teacher: one noisy teacher pass, distance over all items, labelled ones too (as published)."""
     teacher_probs = tf.nn.softmax(inputs.teacher(inputs.images, 0))
-    consistency = losses.mean_teacher_distance(tf.nn.softmax(inputs.student_logits), teacher_probs)
+    consistency = losses.mean_teacher_distance(inputs.distance(inputs.student_logits, teacher_probs))
     return supervised(inputs) | {"consistency": consistency}
 
 
@@ -65,7 +67,7 @@ def uncertainty_aware_mean_teacher(inputs: Inputs) -> Terms:
     target = tf.nn.softmax(inputs.teacher(images, 0))
     mean = tf.add_n([tf.nn.softmax(inputs.teacher(images, 1 + i)) for i in range(inputs.passes)]) / inputs.passes
     consistency = losses.uncertainty_masked_distance(
-        tf.nn.softmax(inputs.student_logits[first:]), target, losses.entropy(mean), inputs.entropy_threshold
+        inputs.distance(inputs.student_logits[first:], target), losses.entropy(mean), inputs.entropy_threshold
     )
     return supervised(inputs) | {"consistency": consistency}
 

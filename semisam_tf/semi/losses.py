@@ -26,9 +26,23 @@ def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5) -> tf.T
     return tf.reduce_mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
 
-def mean_teacher_distance(student_probs: tf.Tensor, teacher_probs: tf.Tensor) -> tf.Tensor:
-    """Softmax MSE over items, classes and voxels, halved: sum / (2 numel)."""
-    return 0.5 * tf.reduce_mean(tf.math.squared_difference(student_probs, teacher_probs))
+def squared_distance(student_logits: tf.Tensor, teacher_probs: tf.Tensor) -> tf.Tensor:
+    """Squared differences of softmax and target, [B, X, Y, Z, K]."""
+    return tf.math.squared_difference(tf.nn.softmax(student_logits), teacher_probs)
+
+
+def kl_distance(student_logits: tf.Tensor, teacher_probs: tf.Tensor) -> tf.Tensor:
+    """Terms of the Kullback-Leibler divergence of the softmax from the target, [B, X, Y, Z, K], in nats."""
+    return tf.math.xlogy(teacher_probs, teacher_probs) - teacher_probs * tf.nn.log_softmax(student_logits)
+
+
+# Of what is drawn between student and teacher; the published code has both.
+DISTANCES = {"mse": squared_distance, "kl": kl_distance}
+
+
+def mean_teacher_distance(distance: tf.Tensor) -> tf.Tensor:
+    """A distance [B, X, Y, Z, K] over items, classes and voxels, halved: sum / (2 numel)."""
+    return 0.5 * tf.reduce_mean(distance)
 
 
 def entropy(probs: tf.Tensor) -> tf.Tensor:
@@ -36,17 +50,14 @@ def entropy(probs: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_sum(probs * tf.math.log(probs + 1e-6), axis=-1)
 
 
-def uncertainty_masked_distance(
-    student_probs: tf.Tensor, teacher_probs: tf.Tensor, uncertainty: tf.Tensor, threshold: tf.Tensor
-) -> tf.Tensor:
-    """UA-MT: squared distances of the voxels whose `uncertainty` [B, X, Y, Z] is below `threshold`.
+def uncertainty_masked_distance(distance: tf.Tensor, uncertainty: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """UA-MT: a distance [B, X, Y, Z, K] in the voxels whose `uncertainty` [B, X, Y, Z] is below `threshold`.
 
-    sum(mask MSE) / (2 sum(mask)), the mask without a class axis: with two classes a full mean, not a half.
+    sum(mask distance) / (2 sum(mask)), the mask without a class axis: with two classes a full mean, not a half.
     No voxel kept gives 0.
     """
-    mask = tf.cast(uncertainty < threshold, student_probs.dtype)
-    distance = tf.reduce_sum(tf.math.squared_difference(student_probs, teacher_probs), axis=-1)
-    return tf.reduce_sum(mask * distance) / (2.0 * tf.reduce_sum(mask) + 1e-16)
+    mask = tf.cast(uncertainty < threshold, distance.dtype)
+    return tf.reduce_sum(mask * tf.reduce_sum(distance, axis=-1)) / (2.0 * tf.reduce_sum(mask) + 1e-16)
 
 
 def sam_distance(student_probs: tf.Tensor, sam_probs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:

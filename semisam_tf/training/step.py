@@ -79,6 +79,7 @@ class TrainStep:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.framework = FRAMEWORKS[config.method]
         self.passes = config.uncertainty_passes
+        self.distance = losses.DISTANCES[config.consistency_distance]
         self.with_sam = config.sam_mode != "off"
         self.teacher_has_statistics = config.method in USES_TEACHER
         self.noise = noise or input_noise(config.seed, config.teacher_noise)
@@ -126,7 +127,9 @@ class TrainStep:
 
         with tf.GradientTape() as tape:
             logits = self.student(images, training=True)
-            inputs = Inputs(images, labels, logits, noisy_teacher, scalars["entropy_threshold"], self.passes)
+            inputs = Inputs(
+                images, labels, logits, noisy_teacher, scalars["entropy_threshold"], self.passes, self.distance
+            )
             terms = self.framework(inputs)
             if sam is not None:
                 terms["sam"] = losses.sam_distance(tf.nn.softmax(logits[labels.shape[0] :]), *sam)

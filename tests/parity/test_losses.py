@@ -38,7 +38,7 @@ def test_dice_loss(values, student_logits):
 
 
 def test_mean_teacher_distance(values, student_logits, teacher_probs):
-    distance = losses.mean_teacher_distance(tf.nn.softmax(student_logits), teacher_probs)
+    distance = losses.mean_teacher_distance(losses.squared_distance(student_logits, teacher_probs))
     np.testing.assert_allclose(distance, values["mean_teacher_distance"], rtol=1e-5)
 
 
@@ -49,8 +49,7 @@ def test_entropy_of_the_mean_of_the_passes(values):
 
 def test_uncertainty_masked_distance(values, student_logits, teacher_probs):
     distance = losses.uncertainty_masked_distance(
-        tf.nn.softmax(student_logits),
-        teacher_probs,
+        losses.squared_distance(student_logits, teacher_probs),
         tf.constant(values["entropy"][:, 0]),
         tf.constant(values["uamt_threshold_at_1200_of_6000"], tf.float32),
     )
@@ -74,7 +73,13 @@ def test_gradient_of_cross_entropy_dice_and_mean_teacher(values, student_logits,
         total = (
             losses.cross_entropy(student_logits, values["label"])
             + losses.dice_loss(probs, values["label"])
-            + losses.mean_teacher_distance(probs, teacher_probs)
+            + losses.mean_teacher_distance(losses.squared_distance(student_logits, teacher_probs))
         )
     gradient = np.moveaxis(tape.gradient(total, student_logits).numpy(), -1, 1)
     np.testing.assert_allclose(gradient, values["grad_ce_dice_mt"], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("mse", "softmax_mse_map"), ("kl", "softmax_kl_map")])
+def test_distances_by_voxel(values, student_logits, teacher_probs, kind, key):
+    distance = losses.DISTANCES[kind](student_logits, teacher_probs)
+    np.testing.assert_allclose(np.moveaxis(distance.numpy(), -1, 1), values[key], rtol=1e-4, atol=1e-6)

@@ -51,11 +51,16 @@ def test_sam_distance_pulls_towards_the_target():
 
 
 def test_uncertain_voxels_do_not_count():
-    student, teacher = voxels((1, 0), (1, 0)), voxels((0, 1), (1, 0))
-    uncertainty = tf.constant([0.1, 0.6])[None, :, None, None]
+    distance, uncertainty = voxels((1, 1), (5, 5)), tf.constant([0.1, 0.6])[None, :, None, None]
     # Only the first voxel is kept: (1 + 1) / (2 x 1).
-    np.testing.assert_allclose(losses.uncertainty_masked_distance(student, teacher, uncertainty, 0.5), 1.0)
-    np.testing.assert_allclose(losses.uncertainty_masked_distance(student, teacher, uncertainty, 0.05), 0.0)
+    np.testing.assert_allclose(losses.uncertainty_masked_distance(distance, uncertainty, 0.5), 1.0)
+    np.testing.assert_allclose(losses.uncertainty_masked_distance(distance, uncertainty, 0.05), 0.0)
+
+
+def test_distances_of_a_sure_teacher_from_an_undecided_student():
+    logits, sure = voxels((0, 0)), voxels((0, 1))
+    np.testing.assert_allclose(losses.squared_distance(logits, sure)[0, 0, 0, 0], [0.25, 0.25])
+    np.testing.assert_allclose(losses.kl_distance(logits, sure)[0, 0, 0, 0], [0, math.log(2)], rtol=1e-6)
 
 
 def test_entropy_of_even_odds():
