@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from semisam_tf.atomic import replacing, write_json
+from semisam_tf.atomic import replacing, sweep, write_json
 from semisam_tf.config import Config, validate
 from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.batches import Prefetcher, TwoStream
@@ -94,6 +94,8 @@ def train(config: Config) -> dict[str, Any]:
     workdir = Path(config.workdir)
     augment = augment_config(config.augment, on=config.augment_on, off=config.augment_off)
     with checkpoint.locked(workdir):
+        for folder in (workdir, workdir / "checkpoints"):
+            sweep(folder)
         if config.quickstart_cohort:
             from semisam_tf.data.simulate import make_quickstart
 

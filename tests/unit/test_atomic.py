@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from semisam_tf.atomic import replacing, write_json
+from semisam_tf.atomic import replacing, sweep, write_json
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -21,3 +21,13 @@ def test_the_temporary_name_keeps_its_suffixes(tmp_path):
         assert temporary.name.endswith(".weights.h5")
         temporary.write_bytes(b"x")
     assert (tmp_path / "deep" / "student.weights.h5").read_bytes() == b"x"
+
+
+def test_sweep_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
+    with replacing(tmp_path / "whole.h5") as temporary:
+        temporary.write_bytes(b"x")
+        left_over = tmp_path / temporary.name.replace("whole", "torn")
+    left_over.write_bytes(b"x")
+    sweep(tmp_path)
+    sweep(tmp_path / "absent")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
