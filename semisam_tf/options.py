@@ -39,7 +39,6 @@ def _parse_value(name: str, text: str, kind: Any) -> Any:
 def _define(cls: type) -> tuple[flags.FlagValues, dict[str, Any]]:
     values, kinds = flags.FlagValues(), typing.get_type_hints(cls)
     flags.DEFINE_string("flagfile", "", "Read flags from this file, one a line.", flag_values=values)
-    flags.DEFINE_string("undefok", "", "Not used.", flag_values=values)
     for field in dataclasses.fields(cls):
         # Defaults stay out of absl: only what the user wrote may override a preset.
         if kinds[field.name] is bool:
