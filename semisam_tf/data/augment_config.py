@@ -26,6 +26,8 @@ class AugmentConfig:
         noise: Largest standard deviation of white noise, standard deviations of the scan.
         blur: Largest sigma of a Gaussian, voxels.
         bias_field: Largest |log| coefficient of a smooth multiplicative field (polynomial of order 3).
+        style: Largest share of the way from the scan's own intensities to those of another training scan, by matching
+            their quantiles; labelled and unlabelled scans lend theirs alike.
         *_probability: How often the transform before it is applied.
     """
 
@@ -50,6 +52,8 @@ class AugmentConfig:
     blur_probability: float = 0.2
     bias_field: float = 0.0
     bias_field_probability: float = 0.5
+    style: float = 0.0
+    style_probability: float = 0.5
 
     def __post_init__(self) -> None:
         if set(self.flip) - set("xyz") or len(set(self.flip)) != len(self.flip):
@@ -98,6 +102,7 @@ AUGMENTATIONS: dict[str, dict[str, bool | float | str]] = {
     "noise": {"noise": 0.2},
     "blur": {"blur": 1.0},
     "bias_field": {"bias_field": 0.4},
+    "style": {"style": 1.0},
 }
 
 

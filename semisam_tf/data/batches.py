@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from semisam_tf.data.augment import AugmentConfig, SpatialTransform, augment_intensity
+from semisam_tf.data.intensity import match_quantiles, scan_quantiles
 from semisam_tf.data.volumes import Volume
 
 _LABELLED, _UNLABELLED = 0, 1
@@ -74,6 +75,8 @@ class TwoStream:
         self.augment, self.seed, self.foreground_fraction = augment, seed, foreground_fraction
         self._check()
         self._foreground = [_foreground_voxels(volume.label) for volume in self.labelled if volume.label is not None]
+        scans = [*self.labelled, *self.unlabelled] if augment.style > 0 else []
+        self._quantiles = {volume.case_id: scan_quantiles(volume.image) for volume in scans}
         # Small: one permutation per epoch and stream. Pure, so it does not matter which thread fills it.
         self._permutation = functools.lru_cache(maxsize=16)(self._draw_permutation)
 
@@ -120,7 +123,8 @@ class TwoStream:
                 centre_vox=self._foreground_centre(rng, volume, foreground),
                 spacing_mm=volume.spacing_mm,
             )
-            images.append(augment_intensity(rng, transform.apply(volume.image, order=1), self.augment))
+            patch = self._restyled(rng, volume, transform.apply(volume.image, order=1))
+            images.append(augment_intensity(rng, patch, self.augment))
             if volume.label is not None:
                 labels.append(transform.apply(volume.label, order=0))
             case_ids.append(volume.case_id)
@@ -135,6 +139,14 @@ class TwoStream:
         per_batch = self.batch_size - self.labelled_per_batch
         index = self._index(_UNLABELLED, len(self.unlabelled), t * per_batch + item - self.labelled_per_batch)
         return self.unlabelled[index], []
+
+    def _restyled(self, rng: np.random.Generator, volume: Volume, patch: np.ndarray) -> np.ndarray:
+        """The patch with some of another scan's intensities; without `style` nothing is drawn."""
+        if not self._quantiles or rng.random() >= self.augment.style_probability:
+            return patch
+        other = list(self._quantiles)[rng.integers(len(self._quantiles))]
+        share = rng.uniform(0, self.augment.style)
+        return match_quantiles(patch, self._quantiles[volume.case_id], self._quantiles[other], share)
 
     def _index(self, stream: int, n_cases: int, draw: int) -> int:
         return int(self._permutation(stream, n_cases, draw // n_cases)[draw % n_cases])

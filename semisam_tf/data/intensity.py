@@ -10,6 +10,7 @@ from scipy import ndimage
 from semisam_tf.data.augment_config import AugmentConfig
 
 _FIELD_ORDER = 3
+_QUANTILES = np.linspace(0.0, 1.0, 65)
 
 
 def augment_intensity(rng: np.random.Generator, image: np.ndarray, config: AugmentConfig) -> np.ndarray:
@@ -48,6 +49,27 @@ def augment_intensity(rng: np.random.Generator, image: np.ndarray, config: Augme
             patch = patch + sigma * rng.standard_normal(patch.shape, np.float32)
         result[..., channel] = patch
     return result
+
+
+def scan_quantiles(image: np.ndarray) -> np.ndarray:
+    """Quantiles of a scan [X, Y, Z, C] by channel, float32 [C, 65] from its minimum to its maximum."""
+    return np.quantile(image.reshape(-1, image.shape[-1]), _QUANTILES, axis=0).T.astype(np.float32)
+
+
+def match_quantiles(patch: np.ndarray, own: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """Intensities of a patch moved towards those that voxels of the same rank have in another scan.
+
+    Reference: histogram matching (Nyul and Udupa 1999), `share` of the way.
+
+    Args:
+        patch: float32 [X, Y, Z, C] of a scan.
+        own, other: `scan_quantiles` of that scan and of the other one.
+        share: 0 leaves the patch as it is, 1 gives it the other scan's intensities.
+    """
+    matched = np.stack(
+        [np.interp(patch[..., c], own[c], other[c]).astype(np.float32) for c in range(patch.shape[-1])], axis=-1
+    )
+    return patch + np.float32(share) * (matched - patch)
 
 
 def change_gamma(patch: np.ndarray, exponent: float) -> np.ndarray:

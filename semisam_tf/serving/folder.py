@@ -31,6 +31,9 @@ _COMPOSE = """\
 services:
   {name}:
     image: {image}
+    environment:
+      # By itself TensorFlow uses oneDNN only on CPUs with AVX-512 and its like; with AVX2 alone it is 4 times faster.
+      TF_ENABLE_ONEDNN_OPTS: "1"
     command:
       - --model_config_file=/models/{name}/models.config
       # The server's own limit is 30 s; a large scan takes longer on a CPU.

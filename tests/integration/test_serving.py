@@ -114,6 +114,7 @@ def test_a_version_holds_what_the_server_reads(saved):
     (model,) = config.model_config_list.config
     assert (model.name, model.base_path, model.model_platform) == (NAME, f"/models/{NAME}", "tensorflow")
     service = yaml.safe_load((folder / "compose.yaml").read_text())["services"][NAME]
+    assert service["environment"] == {"TF_ENABLE_ONEDNN_OPTS": "1"}
     assert f"--model_config_file=/models/{NAME}/models.config" in service["command"]
     assert not [word for word in service["command"] if "batching" in word]
     assert service["read_only"] is True

@@ -1,5 +1,6 @@
 """What a user sees who installed no flavour, or half of one: in a process whose sys.path holds nothing else."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -76,3 +77,18 @@ def test_the_package_imports_nothing_but_the_standard_library(repo_root: Path, t
 def test_is_installed_here() -> None:
     assert flavour.is_installed("pytest")
     assert not flavour.is_installed("no_such_module_anywhere")
+
+
+@pytest.mark.parametrize(("set_before", "expected"), [(None, "True"), ("0", "False")])
+def test_tensorflow_computes_with_onednn_unless_told_otherwise(set_before: str | None, expected: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    if set_before is not None:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = set_before
+    code = """
+    import sys, semisam_tf, tensorflow
+    from tensorflow.python.util import _pywrap_util_port
+    sys.stdout.write(str(_pywrap_util_port.IsMklEnabled()))
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    assert result.stdout == expected
