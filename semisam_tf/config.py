@@ -85,10 +85,20 @@ class Config:
     # SAM branch
     sam_mode: str = option(
         "off",
-        "online: SAM on every batch's crops (the paper). cached: whole scans, each slice or window encoded once.",
-        choices=("off", "online", "cached"),
+        "online: SAM on every batch's crops (the paper). cached: whole scans, each slice or window encoded once. "
+        "offline: targets made beforehand, from --targets_dir or by the --rounds before.",
+        choices=("off", "online", "cached", "offline"),
     )
-    sam_dir: str = option("", "Folder of a SAM export; of several separated by commas the last is taken.")
+    targets_dir: str = option("", "offline: folder of targets that semisam_tf.pseudolabel wrote.")
+    rounds: int = option(
+        1,
+        "offline: rounds of self-training. Each starts afresh on the targets that the one before made for the "
+        "unlabelled scans, from its own predictions, fused with SAM's where --sam_dir is given.",
+        unit="rounds",
+    )
+    round_steps: int = option(0, "Length of each round but the last; 0: as long as the last.", unit="steps")
+    sam_loss: str = option("mse", "Distance of the student from the target.", choices=("mse", "cross_entropy"))
+    sam_dir: str = option("", "Folder of a SAM export; the answers of several, separated by commas, are fused.")
     sam_start_step: int = option(0, "SAM teaches from this step on.", unit="steps")
     sam_weight: float = option(0.05, "Largest weight of the SAM term (paper: 0.5 x 0.1).")
     sam_ramp: str = option("down", "down: SAM lets go towards the end (paper).", choices=("down", "constant"))
@@ -99,11 +109,22 @@ class Config:
     )
     sam_points: int = option(1, "Clicks in each component, where points are prompts.", unit="points")
     sam_trust: str = option(
-        "iou", "Weight of a slice or window: SAM's own predicted IoU, or one.", choices=("iou", "one")
+        "iou",
+        "Weight of SAM's answers: one, or the product of some of iou, prediction, continuity, agreement, prior.",
     )
-    sam_axis: int = option(2, "Axis along which a scan is cut into slices. A 3D SAM ignores it.")
+    sam_fusion: str = option(
+        "sam",
+        "The student's target: SAM's mask (the paper), or the mean of both probabilities.",
+        choices=("sam", "mean"),
+    )
+    sam_smoothing_vox: float = option(0.0, "Gaussian that smooths the fused probabilities.", unit="voxels")
+    sam_axis: tuple[int, ...] = option(
+        (2,), "Axes along which a scan is cut into slices; the answers are fused. A 3D SAM ignores it."
+    )
     sam_channel: int = option(0, "Image channel that SAM sees.")
-    sam_margin_vox: int = option(2, "Boxes are drawn this much around a component. A 3D SAM ignores it.", unit="voxels")
+    sam_margin_vox: tuple[int, ...] = option(
+        (2,), "Boxes are drawn this much around a component; answers are fused. A 3D SAM ignores it.", unit="voxels"
+    )
     sam_min_area_vox: int = option(
         8, "Smaller components of a slice (of a scan for a 3D SAM) are not prompted.", unit="voxels"
     )
@@ -130,11 +151,9 @@ class Config:
         nothing_else = self.method == "supervised" and self.sam_mode == "off"
         return self.batch_size if nothing_else else self.labeled_per_batch
 
-    def sam_folder(self) -> str:
-        """The last folder of `sam_dir`, or an empty string."""
-        return (
-            [part.strip() for part in self.sam_dir.split(",") if part.strip()][-1] if self.sam_dir.strip(", ") else ""
-        )
+    def sam_folders(self) -> tuple[str, ...]:
+        """The folders of `sam_dir`."""
+        return tuple(part.strip() for part in self.sam_dir.split(",") if part.strip())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -256,8 +275,20 @@ def validate(config: Config) -> None:
         ),
         (not 1 <= config.uncertainty_passes <= 62, "--uncertainty_passes: expected 1 to 62."),
         (
-            config.sam_mode != "off" and not config.sam_folder(),
+            config.sam_mode in ("online", "cached") and not config.sam_folders(),
             "--sam_mode needs --sam_dir: the folder of a SAM export.",
+        ),
+        (
+            config.sam_mode == "offline" and (config.rounds > 1) == bool(config.targets_dir),
+            "--sam_mode=offline needs either --targets_dir, as semisam_tf.pseudolabel writes it, or --rounds above 1.",
+        ),
+        (
+            config.rounds > 1 and not config.sam_folders() and config.sam_fusion == "sam",
+            "--rounds: expected --sam_dir, or --sam_fusion=mean to learn from the predictions alone.",
+        ),
+        (
+            config.rounds < 1 or config.round_steps < 0 or (config.rounds > 1 and config.sam_mode != "offline"),
+            "--rounds, --round_steps: expected at least 1 and 0; more rounds than 1 go with --sam_mode=offline.",
         ),
         (
             config.sam_mode != "off" and config.labeled_per_batch == config.batch_size,
@@ -267,7 +298,16 @@ def validate(config: Config) -> None:
             config.sam_prompts != "auto" and not (prompts and prompts <= {"box", "point", "mask"}),
             "--sam_prompts: expected auto, or some of box, point and mask, separated by commas.",
         ),
-        (config.sam_axis not in (0, 1, 2), "--sam_axis: expected 0, 1 or 2."),
+        (
+            not config.sam_axis
+            or not set(config.sam_axis) <= {0, 1, 2}
+            or len(set(config.sam_axis)) < len(config.sam_axis),
+            "--sam_axis: expected some of 0, 1 and 2, each once.",
+        ),
+        (
+            not config.sam_margin_vox or min(config.sam_margin_vox) < 0 or config.sam_smoothing_vox < 0,
+            "--sam_margin_vox: expected at least one number, and like --sam_smoothing_vox none below 0.",
+        ),
         (
             min(config.log_every, config.image_every, config.checkpoint_every) < 1,
             "--log_every, --image_every and --checkpoint_every: expected at least 1.",
@@ -277,8 +317,8 @@ def validate(config: Config) -> None:
             "--sam_refresh_visits, --sam_slice_step and --sam_points: expected at least 1.",
         ),
         (
-            min(config.sam_margin_vox, config.sam_max_slices, config.sam_channel, config.sam_start_step) < 0,
-            "--sam_margin_vox, --sam_max_slices, --sam_channel and --sam_start_step: expected at least 0.",
+            min(config.sam_max_slices, config.sam_channel, config.sam_start_step) < 0,
+            "--sam_max_slices, --sam_channel and --sam_start_step: expected at least 0.",
         ),
     ]
     for broken, message in rules:

@@ -17,7 +17,7 @@ def train_command(config: Config) -> int:
     validate(config)
     require_tensorflow()
     require_onnxruntime()
-    from semisam_tf.training.loop import train
+    from semisam_tf.training.rounds import train
 
     train(config)
     return 0

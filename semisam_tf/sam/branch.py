@@ -7,7 +7,9 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special
 
+from semisam_tf.sam import trust as trusts
 from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
 from semisam_tf.sam.prompts import AUTO, component_prompts, prompt_kinds
 from semisam_tf.sam.session import CPU, SamSession
@@ -16,20 +18,33 @@ from semisam_tf.sam.views import Sighting, Views, views_of
 
 # Views whose embeddings (a few MiB each) and logits are held at a time.
 _VIEWS_AT_A_TIME = 16
-TRUSTS = ("iou", "one")
 
 
 @dataclasses.dataclass
 class _Answer:
     """What SAM said, in view order.
 
-    `sam_mask` uint8 is SAM's class of each voxel; `view_ious` has for each prompted view the predicted IoU of its
-    prompts; `lost` are the views in which SAM marked nothing, or everything: it has not found its organ there.
+    `surest` uint8 is the class with the largest logit among those asked about (0 where none was), `margin` float32 that
+    logit above the model's threshold; `view_ious` has for each prompted view the predicted IoU of its prompts; `lost`
+    are the views in which SAM marked nothing, or everything: it has not found its organ there.
     """
 
-    sam_mask: np.ndarray
+    surest: np.ndarray
+    margin: np.ndarray
     view_ious: dict[int, list[float]]
     lost: set[int]
+
+    @property
+    def sam_mask(self) -> np.ndarray:
+        """uint8, SAM's class of each voxel."""
+        return np.where(self.margin > 0, self.surest, 0).astype(np.uint8)
+
+    def soft(self, n_classes: int) -> np.ndarray:
+        """float32 [..., K]: the surest class has the sigmoid of its margin, background the rest."""
+        share = special.expit(self.margin)
+        probs = share[..., None] * np.eye(n_classes, dtype=np.float32)[self.surest]
+        probs[..., 0] = 1 - share
+        return probs
 
 
 class SamBranch:
@@ -43,10 +58,11 @@ class SamBranch:
             picture's columns (x), the second along its rows (y).
         margin_vox: Voxels added around each component's box.
         min_area_vox: Components of fewer voxels, in a slice or in the scan, are not prompted.
-        slice_step: 2D: prompt every so manieth slice of a scan only (those whose index it divides).
+        slice_step: 2D: prompt every so manieth slice of a scan only (those whose index it divides); between two slices
+            that are trusted the answer is interpolated.
         max_slices: Prompt at most so many of these views, drawn at random; 0 for all.
-        trust: Weight of a prompted view: "iou" for SAM's own predicted IoU, clipped to [0, 1] (mean over the view's
-            prompts); "one" for 1.
+        trust: Weight of a prompted view: the product of those of `trusts.VIEW_TRUSTS` that are named, separated by
+            commas; "one" for 1.
         channel: The image channel that SAM sees.
         cache: Where embeddings are kept for `target` calls with a key; None to encode each time.
 
@@ -70,14 +86,15 @@ class SamBranch:
     ) -> None:
         self.kinds = prompt_kinds(session.manifest, prompts)
         low = min(max_slices, margin_vox) < 0 or min(slice_step, points) < 1
-        if axis not in (0, 1, 2) or trust not in TRUSTS or low:
+        self.trusts = trusts.parse(trust)
+        if axis not in (0, 1, 2) or low:
             raise ValueError(
-                f"Expected axis 0, 1 or 2, trust one of {TRUSTS}, max_slices and margin_vox at least 0, slice_step "
-                f"and points at least 1. Received: axis={axis}, trust={trust!r}, max_slices={max_slices}, "
+                "Expected axis 0, 1 or 2, max_slices and margin_vox at least 0, slice_step "
+                f"and points at least 1. Received: axis={axis}, max_slices={max_slices}, "
                 f"margin_vox={margin_vox}, slice_step={slice_step}, points={points}."
             )
         self.session, self.cache = session, cache
-        self.axis, self.channel, self.trust = axis, channel, trust
+        self.axis, self.channel = axis, channel
         self.slice_step, self.max_slices = slice_step, max_slices
         self._find = functools.partial(
             component_prompts, margin_vox=margin_vox, min_area_vox=min_area_vox, n_points=points
@@ -136,10 +153,9 @@ class SamBranch:
 
     def _answer(self, views: Views, sightings: list[Sighting], class_probs: np.ndarray, key: str | None) -> _Answer:
         """Prompts of one class are joined; where classes meet, the larger logit wins."""
-        answer = _Answer(np.zeros(views.scan.shape, np.uint8), {}, set())
-        # The background's logit is the threshold itself.
+        never = np.full(views.scan.shape, -np.inf, np.float32)
+        answer = _Answer(np.zeros(views.scan.shape, np.uint8), never, {}, set())
         threshold = np.float32(self.session.manifest.mask_threshold_logits)
-        best = np.full(views.scan.shape, threshold, np.float32)
         stored = self._stored(views, key) if sightings else None
         prompted = sorted({sighting.view for sighting in sightings})
         for start in range(0, len(prompted), _VIEWS_AT_A_TIME):
@@ -155,13 +171,36 @@ class SamBranch:
             said = dict.fromkeys(chunk, np.zeros((), bool))
             for sighting, logits, iou in zip(asked, masks, decoded.predicted_iou, strict=True):
                 region = views.region(sighting.view)
-                better = logits > best[region]
-                best[region][better] = logits[better]
-                answer.sam_mask[region][better] = sighting.class_index
+                margin = logits - threshold
+                better = margin > answer.margin[region]
+                answer.margin[region][better] = margin[better]
+                answer.surest[region][better] = sighting.class_index
                 answer.view_ious.setdefault(sighting.view, []).append(float(iou))
-                said[sighting.view] = said[sighting.view] | (logits > threshold)
+                said[sighting.view] = said[sighting.view] | (margin > 0)
             answer.lost |= {view for view, mask in said.items() if not mask.any() or mask.all()}
         return answer
+
+    def _filled(self, answer: _Answer, weight: np.ndarray) -> np.ndarray:
+        """Fills the slices that `slice_step` left out: margins are interpolated between the trusted slices beside them.
+
+        Args:
+            answer: Its `margin` and `surest` are filled in place.
+            weight: float32 in view order.
+
+        Returns:
+            The weight, which is the smaller one of the two slices beside.
+        """
+        for first in range(0, len(weight) - self.slice_step, self.slice_step):
+            last = first + self.slice_step
+            if weight[first].max() == 0 or weight[last].max() == 0:
+                continue
+            for index in range(first + 1, last):
+                share = np.float32((index - first) / self.slice_step)
+                ends = np.stack([answer.margin[first], answer.margin[last]])
+                answer.margin[index] = (1 - share) * ends[0] + share * ends[1]
+                answer.surest[index] = np.where(ends[0] >= ends[1], answer.surest[first], answer.surest[last])
+                weight[index] = np.minimum(weight[first].max(), weight[last].max())
+        return weight
 
     def _embeddings(self, views: Views, indices: Sequence[int], stored: ScanEmbeddings | None) -> np.ndarray:
         """float16 [N, *embedding_shape] of views, from the cache where it has them."""
@@ -182,13 +221,14 @@ class SamBranch:
         content = content_key(views.scan, self._digest, views.geometry)
         return self.cache.scan(key, content, views.count, self.session.manifest.embedding_shape)
 
-    def _weight(self, views: Views, answer: _Answer) -> np.ndarray:
+    def _weight(self, views: Views, answer: _Answer, predicted_mask: np.ndarray) -> np.ndarray:
         """float32 in view order: mean trust of the prompted views that show a voxel; 0 where one of them is lost."""
         total, shown = np.zeros(views.scan.shape, np.float32), np.zeros(views.scan.shape, np.uint16)
         lost = np.zeros(views.scan.shape, bool)
-        for view, ious in answer.view_ious.items():
-            region = views.region(view)
-            total[region] += np.float32(1.0 if self.trust == "one" else np.clip(ious, 0, 1).mean())
+        said, regions = answer.sam_mask, {view: views.region(view) for view in answer.view_ious}
+        factors = trusts.view_trust(self.trusts, answer.view_ious, regions, said, predicted_mask)
+        for view, region in regions.items():
+            total[region] += np.float32(factors[view])
             shown[region] += 1
             lost[region] |= view in answer.lost
         return np.where(lost, np.float32(0), total / np.maximum(shown, 1).astype(np.float32))
@@ -197,7 +237,10 @@ class SamBranch:
         self, views: Views, answer: _Answer, unasked: np.ndarray, predicted_mask: np.ndarray, n_classes: int
     ) -> SamTarget:
         back = np.argsort(views.order)
-        weight = self._weight(views, answer)
+        weight = self._weight(views, answer, predicted_mask)
+        if self.session.manifest.dims == 2 and self.slice_step > 1:
+            weight = self._filled(answer, weight)
+        sam_mask = answer.sam_mask
         trusted = weight > 0
         ious = [iou for view_ious in answer.view_ious.values() for iou in view_ious]
         scores = {
@@ -206,9 +249,10 @@ class SamBranch:
             "weighted_share": float(np.mean(trusted)),
             "mean_weight": float(weight[trusted].mean(dtype=np.float64)) if trusted.any() else 0.0,
             "predicted_iou": float(np.mean(ious)) if ious else 0.0,
-            "agreement": dice(answer.sam_mask[trusted] > 0, predicted_mask[trusted] > 0) if trusted.any() else 0.0,
+            "agreement": dice(sam_mask[trusted] > 0, predicted_mask[trusted] > 0) if trusted.any() else 0.0,
         }
         # SAM was not asked about specks, so its silence on them is no reason to unlearn them.
         weight = np.where(unasked, np.float32(0), weight).transpose(back)
-        probs = np.eye(n_classes, dtype=np.float32)[answer.sam_mask.transpose(back)]
-        return SamTarget(np.ascontiguousarray(probs), np.ascontiguousarray(weight), scores)
+        probs = np.eye(n_classes, dtype=np.float32)[sam_mask.transpose(back)]
+        soft = np.ascontiguousarray(answer.soft(n_classes).transpose(*back, 3))
+        return SamTarget(np.ascontiguousarray(probs), np.ascontiguousarray(weight), scores, soft)

@@ -12,7 +12,8 @@ class SamTarget:
     """SAM's masks as a target for the student.
 
     Attributes:
-        probs: float32 [X, Y, Z, K], one-hot over the classes (0 is background); background where SAM said nothing.
+        probs: float32 [X, Y, Z, K], over the classes (0 is background); background where SAM said nothing. One-hot from
+            a single branch, the mean of its branches' `soft` from several.
         weight: float32 [X, Y, Z] in [0, 1], how far to trust `probs`; 0 means that the student ignores the voxel.
         scores: Numbers the target was judged by:
             "slices_prompted", "prompts": how many slices (or windows) and prompts the target is from;
@@ -20,11 +21,21 @@ class SamTarget:
             "predicted_iou": mean of SAM's own opinion of its masks;
             "agreement": Dice of SAM's foreground and the prediction's where the weight is above 0.
             The last three are 0 where there is nothing to take them over.
+        soft: float32 [X, Y, Z, K], the probabilities that SAM's logits stand for: the sigmoid of the surest class's
+            logit above the threshold, the rest background.
     """
 
     probs: np.ndarray
     weight: np.ndarray
     scores: dict[str, float]
+    soft: np.ndarray
+
+    @classmethod
+    def silent(cls, shape: tuple[int, ...]) -> SamTarget:
+        """What a SAM says that was not asked: background with weight 0, for probabilities of `shape` [X, Y, Z, K]."""
+        probs = np.zeros(shape, np.float32)
+        probs[..., 0] = 1
+        return cls(probs, np.zeros(shape[:3], np.float32), {}, probs)
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

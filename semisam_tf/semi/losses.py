@@ -60,14 +60,36 @@ def uncertainty_masked_distance(distance: tf.Tensor, uncertainty: tf.Tensor, thr
     return tf.reduce_sum(mask * tf.reduce_sum(distance, axis=-1)) / (2.0 * tf.reduce_sum(mask) + 1e-16)
 
 
-def sam_distance(student_probs: tf.Tensor, sam_probs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+def sam_distance(student_logits: tf.Tensor, sam_probs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Weighted softmax MSE to SAM's target, mean over ALL voxels and classes.
 
     Dividing by all voxels rather than by the trusted ones lets a target that is trusted in few voxels pull little.
 
     Args:
-        student_probs: [U, X, Y, Z, K], the unlabelled items.
-        sam_probs: [U, X, Y, Z, K], SAM's target, one-hot.
+        student_logits: [U, X, Y, Z, K], the unlabelled items.
+        sam_probs: [U, X, Y, Z, K], SAM's target.
         weight: [U, X, Y, Z] in [0, 1]; 0 means that the student ignores the voxel.
     """
-    return tf.reduce_mean(weight[..., None] * tf.math.squared_difference(student_probs, sam_probs))
+    return tf.reduce_mean(weight[..., None] * squared_distance(student_logits, sam_probs))
+
+
+def target_cross_entropy(student_logits: tf.Tensor, target_probs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Cross entropy and foreground Dice with a soft target [U, X, Y, Z, K], weighted by voxel, mean over ALL voxels.
+
+    What the supervised terms are for labels, so that a target may teach as strongly as a label does.
+
+    Args:
+        student_logits: [U, X, Y, Z, K], the unlabelled items.
+        target_probs: [U, X, Y, Z, K].
+        weight: [U, X, Y, Z] in [0, 1].
+    """
+    entropy = tf.reduce_mean(weight * tf.nn.softmax_cross_entropy_with_logits(target_probs, student_logits))
+    student, target = tf.nn.softmax(student_logits)[..., 1:], target_probs[..., 1:]
+    axes, voxel_weight = [0, 1, 2, 3], weight[..., None]
+    overlap = tf.reduce_sum(voxel_weight * student * target, axes)
+    size = tf.reduce_sum(voxel_weight * (student * student + target * target), axes)
+    return entropy + tf.reduce_mean(1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))
+
+
+# Of the student from SAM's target; the paper has the first.
+SAM_DISTANCES = {"mse": sam_distance, "cross_entropy": target_cross_entropy}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from semisam_tf.inference.predictor import (
     read_result,
 )
 from semisam_tf.options import OptionError
+from semisam_tf.sam import trust
 from semisam_tf.sam.prompts import prompt_kinds
 from semisam_tf.sam.session import SamSession
 from semisam_tf.training import checkpoint, record
@@ -50,40 +52,57 @@ def split_of(config: Config) -> Split:
     return make_split(read_cases(train_list), labelled, excluded)
 
 
-def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]:
-    """Labelled scans with labels and unlabelled scans without, in the training grid.
+def load_labelled(config: Config, case_ids: Sequence[str]) -> list[Volume]:
+    """Scans with their labels, in the training grid."""
+    return load_cohort(config.data_dir, case_ids, with_label=True, **_reading(config))
 
-    Unlabelled scans are not loaded where nothing learns from them (`Config.labelled_items`).
-    """
-    common: dict[str, Any] = {
+
+def load_unlabelled(config: Config, case_ids: Sequence[str]) -> list[Volume]:
+    """Scans without any label, in the training grid."""
+    return load_cohort(config.data_dir, case_ids, with_label=False, **_reading(config))
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    return {
         "preprocessing": preprocessing_of(config),
         "default_spacing_mm": config.default_spacing_mm or None,
         "n_classes": config.n_classes,
     }
-    labelled = load_cohort(config.data_dir, split.labelled, with_label=True, **common)
+
+
+def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]:
+    """Labelled and unlabelled scans of a run.
+
+    Unlabelled scans are not loaded where nothing learns from them (`Config.labelled_items`).
+    """
+    labelled = load_labelled(config, split.labelled)
     if config.labelled_items() == config.batch_size:
         return labelled, []
     if not split.unlabelled:
         raise OptionError(
             "No case is unlabelled: lower --labeled, or train with --method=supervised and --sam_mode=off."
         )
-    unlabelled = load_cohort(config.data_dir, split.unlabelled, with_label=False, **common)
+    unlabelled = load_unlabelled(config, split.unlabelled)
     check_channels([*labelled, *unlabelled])
     return labelled, unlabelled
 
 
-def sam_session(config: Config) -> SamSession | None:
-    """Opens SAM, so that a wrong folder, provider or kind of prompt is said before any scan is read."""
+def sam_sessions(config: Config) -> list[SamSession]:
+    """Opens each SAM, so that a wrong folder, provider, trust or kind of prompt is said before any scan is read."""
     if config.sam_mode == "off":
-        return None
+        return []
+    trust.parse(config.sam_trust)
     providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
-    session = SamSession(config.sam_folder(), providers=providers, allow_cpu=config.sam_allow_cpu)
-    prompt_kinds(session.manifest, config.sam_prompts)
-    return session
+    sessions = [
+        SamSession(folder, providers=providers, allow_cpu=config.sam_allow_cpu) for folder in config.sam_folders()
+    ]
+    for session in sessions:
+        prompt_kinds(session.manifest, config.sam_prompts)
+    return sessions
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Trains, or goes on training, the run that `config` describes.
+def train_once(config: Config) -> dict[str, Any]:
+    """Trains, or goes on training, one round: the run that `config` describes, whatever its `rounds`.
 
     Returns:
         The contents of `<workdir>/result.json`. The weights are in `student.weights.h5` and `teacher.weights.h5`.
@@ -112,8 +131,8 @@ def train(config: Config) -> dict[str, Any]:
         if (workdir / RESULT_FILE).is_file():
             logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
             return read_result(workdir)
-        session = sam_session(config)
-        facts["sam_sha256"] = None if session is None else dict(session.manifest.sha256)
+        sessions = sam_sessions(config) if config.sam_mode in ("online", "cached") else []
+        facts["sam_sha256"] = [dict(session.manifest.sha256) for session in sessions]
         record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
         labelled, unlabelled = load_data(config, split)
@@ -125,7 +144,7 @@ def train(config: Config) -> dict[str, Any]:
         if orientation is None:
             logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
         record.write(config, channels, facts, orientation)
-        training = Training.build(config, channels, unlabelled, session)
+        training = Training.build(config, channels, labelled, unlabelled, sessions)
         training.restore()
         stream = TwoStream(
             labelled,

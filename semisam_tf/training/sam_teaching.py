@@ -16,10 +16,10 @@ from absl import logging
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.volumes import Volume
-from semisam_tf.sam.branch import SamBranch
-
-# Targets are kept as bytes, the weight in 255ths: they go into every checkpoint.
-_WEIGHT_LEVELS = 255.0
+from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.fusion import fuse
+from semisam_tf.sam.target import SamTarget
+from semisam_tf.training.targets import Target, as_bytes, cut
 
 
 class SamTeaching:
@@ -27,7 +27,7 @@ class SamTeaching:
 
     Args:
         config: `sam_*` settings.
-        branch: SAM behind its manifest.
+        sam: What asks SAM.
         crop_probs: [U, x, y, z, C] -> probs [U, x, y, z, K] of the model whose predictions prompt SAM.
         volume_probs: The same for a whole scan [X, Y, Z, C] -> [X, Y, Z, K].
         unlabelled: The unlabelled scans, in the training grid.
@@ -36,17 +36,16 @@ class SamTeaching:
     def __init__(
         self,
         config: Config,
-        branch: SamBranch,
+        sam: SamEnsemble,
         crop_probs: Callable[[np.ndarray], np.ndarray],
         volume_probs: Callable[[np.ndarray], np.ndarray],
         unlabelled: list[Volume],
     ) -> None:
-        self.config, self.branch = config, branch
+        self.config, self.sam = config, sam
         self.crop_probs, self.volume_probs = crop_probs, volume_probs
         self.volumes = {volume.case_id: volume for volume in unlabelled}
         self.visits: dict[str, int] = {}
-        self.masks: dict[str, np.ndarray] = {}
-        self.weights: dict[str, np.ndarray] = {}
+        self.kept: dict[str, Target] = {}
         self.totals = {
             "targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0, "prompts_decoded": 0,
             "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
@@ -56,19 +55,19 @@ class SamTeaching:
         """SAM's say on the unlabelled items of `batch` at 0-based `step`; zeros before `sam_start_step`.
 
         Returns:
-            probs float32 [U, x, y, z, K], one-hot; weight float32 [U, x, y, z] in [0, 1].
+            probs float32 [U, x, y, z, K]; weight float32 [U, x, y, z] in [0, 1].
         """
         images = batch.images[len(batch.labels) :]
         probs = np.zeros((*images.shape[:4], self.config.n_classes), np.float32)
         weight = np.zeros(images.shape[:4], np.float32)
         if step < self.config.sam_start_step:
             return probs, weight
-        before, began_s = self.branch.session.counts(), time.monotonic()
+        before, began_s = self.sam.counts(), time.monotonic()
         if self.config.sam_mode == "online":
             self._online(step, batch, probs, weight)
         else:
             self._cached(batch, probs, weight)
-        for name, count in self.branch.session.counts().items():
+        for name, count in self.sam.counts().items():
             self.totals[name] += count - before[name]
         self.totals["duration_s"] += time.monotonic() - began_s
         self.totals["voxels"] += weight.size
@@ -85,8 +84,8 @@ class SamTeaching:
             x, y, z = self.volumes[batch.case_ids[first + item]].spacing_mm
             # Quarter turns in the plane change the two axes over.
             spacing_mm = (y, x, z) if batch.transforms[first + item].turns % 2 else (x, y, z)
-            target = self.branch.target(image, predicted, rng=rng, spacing_mm=spacing_mm)
-            probs[item], weight[item] = target.probs, target.weight
+            target = self.sam.target(image, predicted, rng=rng, spacing_mm=spacing_mm)
+            probs[item], weight[item] = self._fused(target, predicted)
             self.totals["targets"] += 1
 
     def _cached(self, batch: Batch, probs: np.ndarray, weight: np.ndarray) -> None:
@@ -96,25 +95,23 @@ class SamTeaching:
             if visit % self.config.sam_refresh_visits == 0:
                 self._refresh(case_id)
             self.visits[case_id] = visit + 1
-            mask = transform.apply(self.masks[case_id], order=0, fill=0)
-            probs[item] = np.eye(self.config.n_classes, dtype=np.float32)[mask]
-            shares = self.weights[case_id].astype(np.float32) / _WEIGHT_LEVELS
-            # Nearest, not linear: a weight smeared over the edge of the trusted region trusts what SAM did not say.
-            weight[item] = transform.apply(shares, order=0, fill=0)
+            probs[item], weight[item] = cut(self.kept[case_id], transform)
 
     def _refresh(self, case_id: str) -> None:
         volume = self.volumes[case_id]
         predicted = self.volume_probs(volume.image)
-        target = self.branch.target(volume.image, predicted, key=case_id, spacing_mm=volume.spacing_mm)
+        target = self.sam.target(volume.image, predicted, key=case_id, spacing_mm=volume.spacing_mm)
         # The first targets take seconds each, so the steps' own progress lines would be long in coming.
         logging.log_every_n_seconds(
             logging.INFO, "SAM: %s, %.0f prompts in %.0f views, Dice %.3f with the prediction; target %d", 15,
             case_id, target.scores["prompts"], target.scores["slices_prompted"], target.scores["agreement"],
             self.totals["targets"] + 1,
         )  # fmt: skip
-        self.masks[case_id] = np.argmax(target.probs, axis=-1).astype(np.uint8)
-        self.weights[case_id] = np.round(target.weight * _WEIGHT_LEVELS).astype(np.uint8)
+        self.kept[case_id] = as_bytes(*self._fused(target, predicted))
         self.totals["targets"] += 1
+
+    def _fused(self, target: SamTarget, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return fuse(target, predicted, self.config.sam_fusion, self.config.sam_smoothing_vox)
 
     def summary(self) -> dict[str, float]:
         """Calls and seconds so far, share of the unlabelled voxels that SAM taught, and the mean weight of those.
@@ -130,12 +127,15 @@ class SamTeaching:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and JSON values from which `restore` makes the same object."""
-        arrays = {f"mask/{k}": v for k, v in self.masks.items()} | {f"weight/{k}": v for k, v in self.weights.items()}
+        arrays = {
+            f"{kind}/{case_id}": array
+            for case_id, target in self.kept.items()
+            for kind, array in target._asdict().items()
+        }
         return arrays, {"visits": self.visits, "totals": self.totals}
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Takes over what `state` returned."""
         self.visits, self.totals = dict(state["visits"]), dict(state["totals"])
-        for name, array in arrays.items():
-            kind, case_id = name.split("/", 1)
-            (self.masks if kind == "mask" else self.weights)[case_id] = array
+        cases = [name.removeprefix("probs/") for name in arrays if name.startswith("probs/")]
+        self.kept = {case: Target(arrays[f"probs/{case}"], arrays[f"weight/{case}"]) for case in cases}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import Predictor, chosen_model, network_of
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
+from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.session import SamSession
+from semisam_tf.sam.trust import OrganPrior, parse
 from semisam_tf.semi.ema import copy_weights
 from semisam_tf.training import checkpoint
 from semisam_tf.training.optimizers import build_optimizer
+from semisam_tf.training.pseudolabels import StoredTargets
 from semisam_tf.training.sam_teaching import SamTeaching
 from semisam_tf.training.step import Schedule, TrainStep
 
@@ -37,22 +41,31 @@ class Training:
     teacher: keras.Model
     optimizer: keras.optimizers.Optimizer
     train_step: TrainStep
-    sam: SamTeaching | None
+    sam: SamTeaching | StoredTargets | None
     step: int = 0
     duration_s: float = 0.0
     data_wait_s: float = 0.0
 
     @classmethod
-    def build(cls, config: Config, channels: int, unlabelled: list[Volume], session: SamSession | None) -> Training:
+    def build(
+        cls,
+        config: Config,
+        channels: int,
+        labelled: list[Volume],
+        unlabelled: list[Volume],
+        sessions: list[SamSession],
+    ) -> Training:
         """A run at step 0; the teacher starts as a copy of the student."""
         student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
         copy_weights(teacher, student)
         optimizer = build_optimizer(config)
-        sam = None
-        if session is not None:
+        sam: SamTeaching | StoredTargets | None = None
+        if config.sam_mode == "offline":
+            sam = StoredTargets(config.targets_dir, unlabelled, config.n_classes, config.sam_start_step)
+        elif sessions:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
-            branch = _sam_branch(config, session)
-            sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled)
+            ensemble = sam_ensemble(config, labelled, sessions)
+            sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs, unlabelled)
         return cls(config, student, teacher, optimizer, TrainStep(config, student, teacher, optimizer), sam)
 
     def save(self) -> None:
@@ -88,7 +101,7 @@ class Training:
         checkpoint.assign(self.optimizer.variables, arrays["optimizer"], "optimizer")
         self.duration_s, self.data_wait_s = state["duration_s"], state["data_wait_s"]
         if self.sam is not None:
-            self.sam.restore(arrays["sam"], state["sam"])
+            self.sam.restore(arrays.get("sam", {}), state["sam"])
         logging.info("Resuming %s at step %d.", self.config.workdir, self.step)
 
     def take_step(self, batch: Batch) -> dict[str, tf.Tensor]:
@@ -111,32 +124,42 @@ class Training:
         }
 
 
-def _sam_branch(config: Config, session: SamSession) -> SamBranch:
+def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
+    """A branch for each model, axis and margin that the settings name."""
     cache = None
-    if config.sam_mode == "cached":
+    if config.sam_mode != "online":
         cache = EmbeddingCache(config.sam_cache_dir or Path(config.workdir) / "sam_cache")
-    slices: dict[str, Any] = {
-        "axis": config.sam_axis,
-        "margin_vox": config.sam_margin_vox,
-        "slice_step": config.sam_slice_step,
-        "max_slices": config.sam_max_slices if config.sam_mode == "online" else 0,
+    common: dict[str, Any] = {
+        "prompts": config.sam_prompts,
+        "points": config.sam_points,
+        "min_area_vox": config.sam_min_area_vox,
+        "trust": config.sam_trust,
+        "channel": config.sam_channel,
+        "cache": cache,
     }
-    if session.manifest.dims == 3:
-        slices = {}
-        defaults = Config()
-        set_in_vain = [name for name in _SLICE_FLAGS if getattr(config, name) != getattr(defaults, name)]
-        if set_in_vain:
-            logging.warning(
-                "%s sees volumes, not slices; without effect: %s.",
-                session.manifest.family, ", ".join(f"--{name}" for name in set_in_vain),
-            )  # fmt: skip
-    return SamBranch(
-        session,
-        prompts=config.sam_prompts,
-        points=config.sam_points,
-        min_area_vox=config.sam_min_area_vox,
-        trust=config.sam_trust,
-        channel=config.sam_channel,
-        cache=cache,
-        **slices,
-    )
+    max_slices = config.sam_max_slices if config.sam_mode == "online" else 0
+    branches = []
+    for session in sessions:
+        if session.manifest.dims == 3:
+            _warn_of_vain_flags(config, session)
+            branches.append(SamBranch(session, **common))
+            continue
+        for axis, margin_vox in itertools.product(config.sam_axis, config.sam_margin_vox):
+            slices: dict[str, Any] = {"axis": axis, "margin_vox": margin_vox, "slice_step": config.sam_slice_step}
+            branches.append(SamBranch(session, **common, **slices, max_slices=max_slices))
+    trusts = parse(config.sam_trust)
+    prior = None
+    if "prior" in trusts:
+        labels = [volume.label for volume in labelled if volume.label is not None]
+        prior = OrganPrior.of(labels, [volume.spacing_mm for volume in labelled], config.n_classes)
+    return SamEnsemble(branches, trusts, prior, whole_scan=config.sam_mode != "online")
+
+
+def _warn_of_vain_flags(config: Config, session: SamSession) -> None:
+    defaults = Config()
+    set_in_vain = [name for name in _SLICE_FLAGS if getattr(config, name) != getattr(defaults, name)]
+    if set_in_vain:
+        logging.warning(
+            "%s sees volumes, not slices; without effect: %s.",
+            session.manifest.family, ", ".join(f"--{name}" for name in set_in_vain),
+        )  # fmt: skip

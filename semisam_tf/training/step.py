@@ -81,6 +81,7 @@ class TrainStep:
         self.passes = config.uncertainty_passes
         self.distance = losses.DISTANCES[config.consistency_distance]
         self.with_sam = config.sam_mode != "off"
+        self.sam_distance = losses.SAM_DISTANCES[config.sam_loss]
         self.teacher_has_statistics = config.method in USES_TEACHER
         self.noise = noise or input_noise(config.seed, config.teacher_noise)
         self.traces = 0
@@ -132,7 +133,7 @@ class TrainStep:
             )
             terms = self.framework(inputs)
             if sam is not None:
-                terms["sam"] = losses.sam_distance(tf.nn.softmax(logits[labels.shape[0] :]), *sam)
+                terms["sam"] = self.sam_distance(logits[labels.shape[0] :], *sam)
             total = tf.add_n([weights[name] * term for name, term in terms.items()])
         variables = self.student.trainable_variables
         self.optimizer.learning_rate.assign(scalars["learning_rate"])

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from semisam_tf.config import Config, validate
-from semisam_tf.training.loop import train
+from semisam_tf.training.rounds import train
 
 # Keras' own, when it saves weights.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -50,7 +50,7 @@ def test_slices_by_points(tiny_cohort, point_sam, tmp_path, mode):
 @pytest.mark.parametrize("mode", ["online", "cached"])
 def test_volumes(tiny_cohort, tiny_volume_sam, tmp_path, mode, caplog):
     # Settings of slices are named where they were set, and have no effect.
-    of_slices = {"sam_axis": 0, "sam_slice_step": 100} if mode == "cached" else {}
+    of_slices = {"sam_axis": (0,), "sam_slice_step": 100} if mode == "cached" else {}
     with caplog.at_level(logging.WARNING):
         sam = train(config_of(tiny_cohort, tmp_path / "run", tiny_volume_sam, sam_mode=mode, **of_slices))["sam"]
     assert sam["targets"] == (6 if mode == "online" else 3)

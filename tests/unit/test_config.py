@@ -70,9 +70,9 @@ def test_contradictions_name_the_fix(changes, message):
         validate(dataclasses.replace(GOOD, **changes))
 
 
-def test_the_last_sam_folder_wins():
-    assert dataclasses.replace(GOOD, sam_dir="a, b").sam_folder() == "b"
-    assert GOOD.sam_folder() == ""
+def test_every_sam_folder_is_asked():
+    assert dataclasses.replace(GOOD, sam_dir="a, b").sam_folders() == ("a", "b")
+    assert GOOD.sam_folders() == ()
 
 
 @pytest.mark.parametrize("name", ["quickstart", "la_1", "la_2", "la_4", "la_paper", "la_table"])

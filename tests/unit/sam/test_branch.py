@@ -361,5 +361,24 @@ def test_only_every_second_slice_is_prompted(session: SamSession) -> None:
     mask = np.zeros((16, 16, 4), int)
     mask[3:8, 6:11] = 1
     target = SamBranch(session, slice_step=2).target(bright_image(), one_hot(mask))
-    assert target.weight[0, 0].tolist() == [0.75, 0, 0.75, 0]
+    # Between them the answer is interpolated; beyond the last one there is nothing to interpolate to.
+    assert target.weight[0, 0].tolist() == [0.75, 0.75, 0.75, 0]
     assert session.counts()["slices_encoded"] == 2
+
+
+def test_left_out_slices_lie_between_their_neighbours(session: SamSession) -> None:
+    """Boxes of 12 and 4 voxels with a slice between; the double's logit is 0.5 at the rim and grows by 1 a pixel."""
+    mask = np.zeros((16, 16, 3), int)
+    mask[2:14, 2:14, 0] = 1
+    mask[6:10, 6:10, 2] = 1
+    target = SamBranch(session, margin_vox=0, slice_step=2).target(bright_image((16, 16, 3)), one_hot(mask))
+    where = np.flatnonzero(target.probs[:, 8, 1, 1])
+    # Half of the way in, as a distance map between the two would have it.
+    assert (where.min(), where.max()) == (4, 11)
+
+
+def test_soft_is_the_sigmoid_of_the_logit_above_the_threshold(session: SamSession) -> None:
+    target = SamBranch(session, margin_vox=0, min_area_vox=1).target(bright_image(), one_hot(l_shape()))
+    assert target.soft[3, 2, 1].tolist() == pytest.approx([1 - 0.62246, 0.62246], abs=1e-4)  # logit 0.5 on the rim
+    np.testing.assert_array_equal(target.soft.argmax(axis=-1)[:, :, 1], target.probs.argmax(axis=-1)[:, :, 1])
+    np.testing.assert_array_equal(target.soft[:, :, 0, 1], 0)

@@ -38,7 +38,11 @@ class Branch:
         self.keys.append(key)
         self.spacings.append(spacing_mm)
         classes = image[..., 0].round().astype(int)
-        return SamTarget(np.eye(3, dtype=np.float32)[classes], 0.6 * (classes > 0).astype(np.float32), SCORES)
+        probs = np.eye(3, dtype=np.float32)[classes]
+        return SamTarget(probs, 0.6 * (classes > 0).astype(np.float32), SCORES, probs)
+
+    def counts(self):
+        return self.session.counts()
 
 
 def volume(case_id, label):
@@ -90,7 +94,7 @@ def test_sam_is_told_the_spacing_of_what_it_sees(mode):
     for t, batch in enumerate(batches):
         sam.targets(t, batch)
     turned = [mode == "online" and batch.transforms[1].turns % 2 == 1 for batch in batches]
-    assert sam.branch.spacings == [(1.0, 0.5, 2.0) if odd else (0.5, 1.0, 2.0) for odd in turned]
+    assert sam.sam.spacings == [(1.0, 0.5, 2.0) if odd else (0.5, 1.0, 2.0) for odd in turned]
     assert any(turned) == (mode == "online")
 
 
@@ -98,7 +102,7 @@ def test_nothing_is_taught_before_the_start(stream, unlabelled):
     sam = teaching(dataclasses.replace(CONFIG, sam_start_step=5), unlabelled)
     probs, weight = sam.targets(4, stream.batch(4))
     assert probs.sum() == weight.sum() == 0
-    assert sam.branch.keys == []
+    assert sam.sam.keys == []
     assert sam.targets(5, stream.batch(5))[1].sum() > 0
 
 
@@ -107,7 +111,7 @@ def test_a_scan_is_asked_about_every_second_visit(stream, unlabelled):
     for t in range(5):
         sam.targets(t, stream.batch(t))
     # Each batch visits both scans once: due at visits 0, 2 and 4.
-    assert sorted(sam.branch.keys) == ["b"] * 3 + ["cc"] * 3
+    assert sorted(sam.sam.keys) == ["b"] * 3 + ["cc"] * 3
     assert sam.summary()["sam_calls"] == 6
     assert sam.summary()["targets"] == 6
 
@@ -125,12 +129,12 @@ def test_restored_state_goes_on_as_the_old_one(stream, unlabelled):
     for t in range(3):
         old.targets(t, stream.batch(t))
     new.restore(*old.state())
-    asked_before = len(old.branch.keys)
+    asked_before = len(old.sam.keys)
     for t in range(3, 6):
         batch = stream.batch(t)
         for a, b in zip(old.targets(t, batch), new.targets(t, batch), strict=True):
             np.testing.assert_array_equal(a, b)
-    assert new.branch.keys == old.branch.keys[asked_before:]
+    assert new.sam.keys == old.sam.keys[asked_before:]
     expected, received = old.summary(), new.summary()
     assert received.pop("duration_s") > 0
     expected.pop("duration_s")

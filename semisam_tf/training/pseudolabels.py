@@ -1,0 +1,110 @@
+"""Targets for unlabelled scans kept as files: made once from a trained network, and from SAM where one is given.
+
+One HDF5 file a scan, in the training grid: `probs` uint8 [x, y, z, K - 1], 255ths of the probability of each class but
+the background, and `weight` uint8 [x, y, z], 255ths of how far to trust it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from semisam_tf.atomic import replacing
+from semisam_tf.data.batches import Batch
+from semisam_tf.data.volumes import Volume
+from semisam_tf.training.targets import Target, as_bytes, cut
+
+
+def target_path(folder: Path, case_id: str) -> Path:
+    """Where a case's target lies; case names may hold slashes, as in the case lists."""
+    return folder / f"{case_id}.h5"
+
+
+def write_target(
+    folder: Path, case_id: str, probs: np.ndarray, weight: np.ndarray, scores: Mapping[str, float]
+) -> None:
+    """Writes one target: probs float32 [x, y, z, K] summing to 1, weight float32 [x, y, z] in [0, 1].
+
+    Args:
+        scores: The numbers it was judged by, kept as the attribute `scores`, JSON.
+    """
+    target = as_bytes(probs, weight)
+    with replacing(target_path(folder, case_id)) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["scores"] = json.dumps(dict(scores))
+        file.create_dataset("probs", data=target.probs, compression="gzip", compression_opts=4)
+        file.create_dataset("weight", data=target.weight, compression="gzip", compression_opts=4)
+
+
+def read_target(folder: Path, volume: Volume, n_classes: int) -> Target:
+    """The target of a scan in the training grid.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The file is damaged, or is of another grid or number of classes.
+    """
+    path = target_path(folder, volume.case_id)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected a target for case {volume.case_id!r} at {path}: write them with python -m "
+            "semisam_tf.pseudolabel, or take the case out of the list."
+        )
+    try:
+        with h5py.File(path, "r") as file:
+            target = Target(file["probs"][()], file["weight"][()])
+    except (OSError, KeyError) as error:
+        raise ValueError(f"Expected a target that pseudolabel wrote in {path}. Received: {error}.") from error
+    wanted = (*volume.size, n_classes - 1)
+    if target.probs.shape != wanted or target.weight.shape != volume.size:
+        raise ValueError(
+            f"Expected a target of {n_classes} classes on the training grid {volume.size} in {path}; it was made with "
+            "another --training_spacing_mm, --n_classes or from another scan. "
+            f"Received: probs {target.probs.shape}, weight {target.weight.shape}."
+        )
+    return target
+
+
+class StoredTargets:
+    """Targets of a folder for the unlabelled items of a batch: `sam_mode=offline`."""
+
+    def __init__(self, folder: str | Path, unlabelled: Sequence[Volume], n_classes: int, start_step: int = 0) -> None:
+        """Reads all of them; raises what `read_target` does."""
+        self.start_step, self.n_classes = start_step, n_classes
+        self.targets_by_case = {v.case_id: read_target(Path(folder), v, n_classes) for v in unlabelled}
+        self.totals = {"voxels": 0, "voxels_taught": 0, "weight_sum": 0.0}
+
+    def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """As `SamTeaching.targets`."""
+        first = len(batch.labels)
+        images = batch.images[first:]
+        probs = np.zeros((*images.shape[:4], self.n_classes), np.float32)
+        weight = np.zeros(images.shape[:4], np.float32)
+        if step < self.start_step:
+            return probs, weight
+        for item, (case_id, transform) in enumerate(zip(batch.case_ids[first:], batch.transforms[first:], strict=True)):
+            probs[item], weight[item] = cut(self.targets_by_case[case_id], transform)
+        self.totals["voxels"] += weight.size
+        self.totals["voxels_taught"] += int(np.count_nonzero(weight))
+        self.totals["weight_sum"] += float(weight.sum(dtype=np.float64))
+        return probs, weight
+
+    def summary(self) -> dict[str, float]:
+        """As `SamTeaching.summary`; training itself calls no SAM."""
+        counts = ("targets", "encoder_calls", "decoder_calls", "slices_encoded", "prompts_decoded", "sam_calls")
+        return {
+            **dict.fromkeys(counts, 0),
+            "duration_s": 0.0,
+            "taught_share": self.totals["voxels_taught"] / max(1, self.totals["voxels"]),
+            "mean_weight": self.totals["weight_sum"] / max(1, self.totals["voxels_taught"]),
+        }
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """As `SamTeaching.state`; the targets themselves stay in their files."""
+        return {}, {"totals": self.totals}
+
+    def restore(self, arrays: dict[str, np.ndarray], state: dict) -> None:
+        """Takes over what `state` returned."""
+        self.totals = dict(state["totals"])

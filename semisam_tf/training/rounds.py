@@ -1,0 +1,92 @@
+"""Rounds of self-training: each trains afresh on the targets that the one before made for the unlabelled scans.
+
+Reference: self-training with a SAM's help, as in SemiSAM-O1; the fusion of both opinions is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from semisam_tf.config import Config, validate
+from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.predictor import Predictor, load_predictor
+from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.fusion import fuse
+from semisam_tf.sam.target import SamTarget
+from semisam_tf.training.loop import load_labelled, load_unlabelled, sam_sessions, split_of, train_once
+from semisam_tf.training.pseudolabels import target_path, write_target
+from semisam_tf.training.state import sam_ensemble
+
+# Apart enough that the rounds of neighbouring seeds never meet.
+_SEED_STRIDE = 1000
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains, or goes on training, the run that `config` describes, with all its rounds.
+
+    Round r of those before the last lies in `<workdir>/rounds/<r>`, a run like any other, and its targets in `targets`
+    below it. Nothing in them comes from a label outside the labelled N.
+
+    Returns, raises: As `train_once` of the last round.
+    """
+    validate(config)
+    targets_dir = config.targets_dir
+    for number in range(1, config.rounds):
+        earlier = earlier_round(config, number, targets_dir)
+        logging.info("Round %d of %d.", number, config.rounds)
+        train_once(earlier)
+        targets_dir = str(Path(earlier.workdir) / "targets")
+        make_targets(config, Path(earlier.workdir), Path(targets_dir))
+    if config.rounds > 1:
+        logging.info("Round %d of %d.", config.rounds, config.rounds)
+    return train_once(dataclasses.replace(config, targets_dir=targets_dir))
+
+
+def earlier_round(config: Config, number: int, targets_dir: str) -> Config:
+    """Settings of round `number` (from 1) before the last: the first has no target to learn from."""
+    return dataclasses.replace(
+        config,
+        workdir=str(Path(config.workdir) / "rounds" / str(number)),
+        rounds=1,
+        round_steps=0,
+        max_steps=config.round_steps or config.max_steps,
+        sam_mode="offline" if targets_dir else "off",
+        targets_dir=targets_dir,
+        seed=config.seed + _SEED_STRIDE * number,
+        quickstart_cohort=config.quickstart_cohort and number == 1,
+    )
+
+
+def make_targets(config: Config, workdir: Path, folder: Path) -> None:
+    """Writes the targets of all unlabelled scans that have none yet, from the finished run in `workdir`."""
+    split = split_of(config)
+    missing = [case for case in split.unlabelled if not target_path(folder, case).is_file()]
+    if missing:
+        predictor, which = load_predictor(workdir)
+        ensemble = _ensemble(config)
+    for number, case_id in enumerate(missing, start=1):
+        (volume,) = load_unlabelled(config, [case_id])
+        make_target(config, predictor, ensemble, volume, folder)
+        logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
+
+
+def make_target(
+    config: Config, predictor: Predictor, ensemble: SamEnsemble | None, volume: Volume, folder: Path
+) -> None:
+    """Writes the target of one scan in the training grid."""
+    predicted = predictor.probs(volume.image)
+    said = SamTarget.silent(predicted.shape)
+    if ensemble is not None:
+        said = ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
+    probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
+    write_target(folder, volume.case_id, probs, weight, said.scores)
+
+
+def _ensemble(config: Config) -> SamEnsemble | None:
+    if not config.sam_folders():
+        return None
+    return sam_ensemble(config, load_labelled(config, split_of(config).labelled), sam_sessions(config))

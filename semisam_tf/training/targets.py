@@ -1,0 +1,41 @@
+"""A scan's target as it is kept, in bytes, and as an item of a batch sees it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from semisam_tf.data.augment import SpatialTransform
+
+LEVELS = 255.0
+
+
+class Target(NamedTuple):
+    """Bytes, since targets go into every checkpoint.
+
+    Attributes:
+        probs: uint8 [x, y, z, K - 1], 255ths of the probability of each class but the background.
+        weight: uint8 [x, y, z], 255ths.
+    """
+
+    probs: np.ndarray
+    weight: np.ndarray
+
+
+def as_bytes(probs: np.ndarray, weight: np.ndarray) -> Target:
+    """From float32 [x, y, z, K] summing to 1 and float32 [x, y, z] in [0, 1]."""
+    # Down, so that the foreground's shares never sum to more than 1.
+    foreground = np.floor(probs[..., 1:] * LEVELS + 1e-3).astype(np.uint8)
+    return Target(foreground, np.round(weight * LEVELS).astype(np.uint8))
+
+
+def cut(target: Target, transform: SpatialTransform) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a target that an item shows: probs float32 [x, y, z, K], weight float32 [x, y, z].
+
+    Nearest, not linear: a weight smeared over the edge of the trusted region trusts what nobody said. Beyond the scan
+    the weight is 0.
+    """
+    foreground = transform.apply(target.probs, order=0, fill=0).astype(np.float32) / LEVELS
+    probs = np.concatenate([1 - foreground.sum(axis=-1, keepdims=True), foreground], axis=-1)
+    return probs, transform.apply(target.weight, order=0, fill=0).astype(np.float32) / LEVELS
