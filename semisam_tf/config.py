@@ -279,8 +279,8 @@ def validate(config: Config) -> None:
             "--sam_mode needs --sam_dir: the folder of a SAM export.",
         ),
         (
-            config.sam_mode == "offline" and (config.rounds > 1) == bool(config.targets_dir),
-            "--sam_mode=offline needs either --targets_dir, as semisam_tf.pseudolabel writes it, or --rounds above 1.",
+            config.sam_mode == "offline" and config.rounds == 1 and not config.targets_dir,
+            "--sam_mode=offline needs --targets_dir, as semisam_tf.pseudolabel writes it, or --rounds above 1.",
         ),
         (
             config.rounds > 1 and not config.sam_folders() and config.sam_fusion == "sam",

@@ -1,0 +1,84 @@
+"""Rounds of self-training: targets of one teach the next, with SAM and without, and no label of theirs is read."""
+
+import dataclasses
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from semisam_tf.config import Config, validate
+from semisam_tf.inference.predictor import read_run
+from semisam_tf.options import OptionError
+from semisam_tf.training.rounds import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def config_of(cohort, workdir, sam_dir, **changes):
+    settings = {
+        "data_dir": str(cohort), "workdir": str(workdir), "labeled": "1", "filters": 2, "patch_size": (16, 16, 16),
+        "normalisation": "instance", "dropout": 0.0, "optimizer": "adamw", "learning_rate": 0.05, "max_steps": 3,
+        "log_every": 1, "checkpoint_every": 3, "sam_dir": str(sam_dir or ""), "sam_min_area_vox": 1,
+        "method": "supervised", "sam_mode": "offline", "rounds": 2, "round_steps": 2, "sam_fusion": "mean",
+        "sam_margin_vox": (0, 1), "sam_trust": "iou,agreement", "sam_loss": "cross_entropy", "ema_decay": 0.0,
+    }  # fmt: skip
+    return Config(**{**settings, **changes})
+
+
+def targets_of(workdir, number=1):
+    found = {}
+    for path in sorted((workdir / "rounds" / str(number) / "targets").glob("*.h5")):
+        with h5py.File(path) as file:
+            found[path.stem] = file["probs"][()], file["weight"][()]
+    return found
+
+
+def test_targets_of_the_first_round_teach_the_second(tiny_cohort, tiny_sam, tmp_path):
+    with_sam, alone = tmp_path / "sam", tmp_path / "alone"
+    result = train(config_of(tiny_cohort, with_sam, tiny_sam))
+    train(config_of(tiny_cohort, alone, None))
+    assert result["sam"]["taught_share"] > 0.5
+    assert read_run(with_sam / "rounds" / "1")["config"].max_steps == 2
+    # Of the unlabelled three scans; the same first round, other targets where SAM has its say.
+    assert sorted(targets_of(with_sam)) == sorted(targets_of(alone)) == ["case1", "case2", "case3"]
+    assert any((targets_of(with_sam)[case][0] != targets_of(alone)[case][0]).any() for case in targets_of(alone))
+    with h5py.File(with_sam / "student.weights.h5") as a, h5py.File(alone / "student.weights.h5") as b:
+        names = []
+        a.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and item.size else None)
+        assert any((a[name][()] != b[name][()]).any() for name in names)
+
+
+def test_labels_of_unlabelled_scans_reach_no_target(tiny_cohort, tiny_sam, tmp_path):
+    """Other labels in the files of the unlabelled scans, and the targets are the same to the bit."""
+    changed = tmp_path / "cohort"
+    shutil.copytree(tiny_cohort, changed)
+    for number in (1, 2, 3):
+        with h5py.File(changed / f"case{number}" / "mri_norm2.h5", "r+") as file:
+            file["label"][...] = 1 - file["label"][()]
+    train(config_of(tiny_cohort, tmp_path / "a", tiny_sam))
+    train(config_of(changed, tmp_path / "b", tiny_sam))
+    for case, arrays in targets_of(tmp_path / "a").items():
+        for array, other in zip(arrays, targets_of(tmp_path / "b")[case], strict=True):
+            np.testing.assert_array_equal(array, other)
+
+
+def test_a_missing_target_is_made_again_and_a_finished_run_is_left_alone(tiny_cohort, tiny_sam, tmp_path):
+    config = config_of(tiny_cohort, tmp_path / "run", tiny_sam)
+    train(config)
+    before = targets_of(tmp_path / "run")
+    (tmp_path / "run" / "rounds" / "1" / "targets" / "case2.h5").unlink()
+    train(config)
+    np.testing.assert_array_equal(targets_of(tmp_path / "run")["case2"][0], before["case2"][0])
+
+
+def test_settings_that_cannot_be():
+    good = Config(data_dir="d", workdir="w", sam_mode="offline", rounds=2, sam_fusion="mean")
+    validate(good)
+    for changes, message in (
+        ({"rounds": 1}, "needs --targets_dir"),
+        ({"sam_mode": "off"}, "go with --sam_mode=offline"),
+        ({"sam_fusion": "sam"}, "--sam_fusion=mean to learn from the predictions alone"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            validate(dataclasses.replace(good, **changes))

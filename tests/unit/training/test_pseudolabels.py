@@ -1,0 +1,71 @@
+"""Targets as files: what is written is what a batch sees, and what does not fit is refused by name."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from semisam_tf.data.augment import AugmentConfig
+from semisam_tf.data.batches import TwoStream
+from semisam_tf.data.volumes import Volume
+from semisam_tf.training.pseudolabels import StoredTargets, read_target, target_path, write_target
+
+SIZE = (20, 18, 16)
+
+
+def volume(case_id, label=None):
+    image = np.zeros((*SIZE, 1), np.float32)
+    image[4:12, 5:9, 3:8] = 1.0
+    return Volume(case_id, image, label, (1, 1, 1), np.eye(4))
+
+
+def write(folder, case_id="u/1", n_classes=2):
+    """Probability 0.8 where the image is 1, weight 0.4 in the lower half of x."""
+    share = 0.8 * volume(case_id).image[..., 0]
+    probs = np.zeros((*SIZE, n_classes), np.float32)
+    probs[..., 0], probs[..., 1] = 1 - share, share
+    weight = np.zeros(SIZE, np.float32)
+    weight[:10] = 0.4
+    write_target(folder, case_id, probs, weight, {"agreement": 0.5})
+    return probs, weight
+
+
+def test_a_batch_sees_the_target_that_lies_on_its_crop(tmp_path):
+    write(tmp_path)
+    targets = StoredTargets(tmp_path, [volume("u/1")], 2, start_step=1)
+    labelled = volume("l", np.ones(SIZE, np.uint8))
+    stream = TwoStream(
+        [labelled], [volume("u/1")], 2, 1, (16, 16, 16), AugmentConfig(flip="xyz", rotate90=True), seed=1
+    )
+    for step in range(1, 6):
+        batch = stream.batch(step)
+        probs, weight = targets.targets(step, batch)
+        np.testing.assert_allclose(probs[0, ..., 1], 0.8 * batch.images[1, ..., 0], atol=1 / 255)
+        np.testing.assert_allclose(probs.sum(axis=-1), 1, rtol=1e-6)
+        assert set(np.unique(weight)) == {np.float32(0), np.float32(0.4)}
+    assert targets.targets(0, stream.batch(0))[1].max() == 0
+    summary = targets.summary()
+    assert summary["sam_calls"] == 0
+    assert summary["mean_weight"] == pytest.approx(0.4, abs=1e-6)
+    restored = StoredTargets(tmp_path, [volume("u/1")], 2)
+    restored.restore(*targets.state())
+    assert restored.summary() == summary
+
+
+def test_the_scores_are_kept(tmp_path):
+    write(tmp_path)
+    with h5py.File(target_path(tmp_path, "u/1")) as file:
+        assert json.loads(file.attrs["scores"]) == {"agreement": 0.5}
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a target for case 'u/1' at"):
+        read_target(tmp_path, volume("u/1"), 2)
+    write(tmp_path)
+    with pytest.raises(ValueError, match=r"3 classes on the training grid \(20, 18, 16\)"):
+        read_target(tmp_path, volume("u/1"), 3)
+    path = target_path(tmp_path, "u/1")
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"Expected a target that pseudolabel wrote in .*1\.h5"):
+        read_target(tmp_path, volume("u/1"), 2)
