@@ -1,4 +1,9 @@
-"""Whether a NIfTI file is whole. ITK fills what is missing from a cut file with whatever lies in memory."""
+"""NIfTI-1 headers: whether a file is whole, what its header says of the grid, and maps on that very grid.
+
+ITK fills what is missing from a cut file with whatever lies in memory, takes a voxel of no size for one of 1 mm, and
+writes both forms of an affine with codes of its own. Reference: nifti1.h and nifti2.h of the NIfTI Data Format Working
+Group.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,59 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from semisam_tf.atomic import replacing
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+HEADER_BYTES = 348
+# Header and the four bytes that say that no extension follows.
+MAP_OFFSET = 352
+_NIFTI2_HEADER_BYTES = 540
 _GZIP_MAGIC = b"\x1f\x8b"
-_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+# NIfTI's code of the voxel types that maps have, by NumPy's.
+_MAP_CODES = {np.dtype(np.uint8): 2, np.dtype(np.float32): 16}
 
 
-def check_complete(path: str | os.PathLike[str]) -> None:
+@dataclass(frozen=True)
+class Header:
+    """The 348 bytes of a NIfTI-1 header, as in the file."""
+
+    raw: bytes
+
+    @property
+    def order(self) -> str:
+        """Byte order as `struct` has it, "<" or ">"."""
+        return "<" if struct.unpack_from("<i", self.raw, 0)[0] == HEADER_BYTES else ">"
+
+    @property
+    def has_orientation(self) -> bool:
+        """Whether it has a qform or an sform; without (NIfTI's method 1) it only has voxel sizes."""
+        return max(struct.unpack_from(f"{self.order}2h", self.raw, 252)) > 0
+
+    @property
+    def pixdim(self) -> tuple[float, float, float]:
+        """Voxel sizes as stored, in the header's unit; may be anything."""
+        return struct.unpack_from(f"{self.order}3f", self.raw, 80)
+
+    def of_map(self, dtype: np.dtype) -> bytes:
+        """The header of a map of one value a voxel on the same grid; geometry, units and byte order are this one's."""
+        values, own = map_fields(self.order, dtype)
+        return np.where(own, values, np.frombuffer(self.raw, np.uint8)).tobytes()
+
+
+def check_complete(path: str | os.PathLike[str]) -> bytes:
     """Raises ValueError, naming the file, unless it holds all the voxels that its header announces.
 
     A compressed file is read to its end, which also verifies its checksum.
+
+    Returns:
+        The file's first 540 bytes, uncompressed.
     """
     path = Path(path)
     try:
@@ -37,10 +84,83 @@ def check_complete(path: str | os.PathLike[str]) -> None:
             f"Expected a whole NIfTI file: {path} is truncated. Received: {found} bytes, where its header announces "
             f"{expected}."
         )
+    return header
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a whole file that every reader takes for the same grid.
+
+    Raises:
+        ValueError: The file is cut or damaged, is NIfTI-2 or has its voxels elsewhere, or has a voxel of negative size
+            beside a qform or sform: ITK turns the axis round, nibabel and the norm do not. Names the file.
+    """
+    start = check_complete(path)
+    if _NIFTI2_HEADER_BYTES in (struct.unpack_from(f"{order}i", start, 0)[0] for order in "<>"):
+        raise ValueError(f"Expected a NIfTI-1 file, header of 348 bytes. Received: {path}, NIfTI-2; convert it.")
+    header = Header(start[:HEADER_BYTES])
+    magic = header.raw[344:]
+    if magic != b"n+1\0":
+        raise ValueError(
+            f"Expected the magic of NIfTI-1 in one file, n+1 and a zero byte, at byte 344 of {path}. "
+            f"Received: {magic!r}; convert the file."
+        )
+    if header.has_orientation and min(header.pixdim) < 0:
+        raise ValueError(
+            f"Expected voxel sizes (pixdim) above 0 beside a qform or sform in {path}. Received: {header.pixdim}: "
+            "readers differ on which way such an axis runs; correct the header."
+        )
+    return header
+
+
+def map_fields(order: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """What the header of a map has of its own, not of its scan's: uint8 [348], and which bytes those are, bool [348].
+
+    Args:
+        order: "<" or ">".
+        dtype: uint8 or float32.
+    """
+    values, own = bytearray(HEADER_BYTES), np.zeros(HEADER_BYTES, bool)
+    for offset, layout, *content in (
+        (40, "h", 3), (48, "4h", 1, 1, 1, 1),  # dim: three axes; X, Y, Z stay
+        (56, "3fh", 0, 0, 0, 0),  # intent
+        (70, "2h", _MAP_CODES[np.dtype(dtype)], 8 * np.dtype(dtype).itemsize),
+        (108, "3f", MAP_OFFSET, 1, 0),  # vox_offset, slope, intercept
+        (124, "2f", 0, 0),  # display range
+        (148, "80s", b"semisam-tf"),
+        (228, "24s", b""),  # aux_file
+        (328, "16s", b""),  # intent_name
+    ):  # fmt: skip
+        struct.pack_into(order + layout, values, offset, *content)
+        own[offset : offset + struct.calcsize(order + layout)] = True
+    return np.frombuffer(bytes(values), np.uint8), own
+
+
+def header_without_orientation(size: Sequence[int], spacing_mm: Sequence[float]) -> Header:
+    """A header that says how large the voxels are and not how they lie: qform and sform code 0."""
+    raw = bytearray(HEADER_BYTES)
+    for offset, layout, *content in (
+        (0, "i", HEADER_BYTES), (40, "8h", 3, *size, 1, 1, 1, 1), (76, "8f", 1, *spacing_mm, 1, 1, 1, 1),
+        (123, "B", 2), (344, "4s", b"n+1"),  # the unit is millimetres
+    ):  # fmt: skip
+        struct.pack_into("<" + layout, raw, offset, *content)
+    return Header(bytes(raw))
+
+
+def write_map(path: str | os.PathLike[str], values: np.ndarray, header: Header) -> None:
+    """Writes [X, Y, Z], uint8 or float32, on the grid of the scan with that header; compressed where `path` says so."""
+    stored = values.dtype.newbyteorder(header.order)
+    with replacing(path) as temporary, temporary.open("wb") as plain:
+        packed = gzip.GzipFile("", "wb", 6, plain, mtime=0) if str(path).endswith(".gz") else None
+        file = packed or plain
+        file.write(header.of_map(values.dtype) + bytes(MAP_OFFSET - HEADER_BYTES))
+        for z in range(values.shape[2]):  # X runs fastest
+            file.write(values[:, :, z].astype(stored).tobytes(order="F"))
+        if packed:
+            packed.close()
 
 
 def _header_and_size(stream: BinaryIO) -> tuple[bytes, int]:
-    header = stream.read(_HEADER_BYTES)
+    header = stream.read(_NIFTI2_HEADER_BYTES)
     size = len(header)
     while block := stream.read(1 << 20):
         size += len(block)
@@ -48,17 +168,14 @@ def _header_and_size(stream: BinaryIO) -> tuple[bytes, int]:
 
 
 def _announced_bytes(header: bytes) -> int:
-    """Bytes from the start of the file to the end of the last voxel.
-
-    Reference: nifti1.h and nifti2.h of the NIfTI Data Format Working Group.
-    """
+    """Bytes from the start of the file to the end of the last voxel."""
     for order in "<>":
         header_size = struct.unpack_from(f"{order}i", header, 0)[0]
-        if header_size == 348:
+        if header_size == HEADER_BYTES:
             dim = struct.unpack_from(f"{order}8h", header, 40)
             bits = struct.unpack_from(f"{order}h", header, 72)[0]
             offset = struct.unpack_from(f"{order}f", header, 108)[0]
-        elif header_size == 540:
+        elif header_size == _NIFTI2_HEADER_BYTES:
             dim = struct.unpack_from(f"{order}8q", header, 16)
             bits = struct.unpack_from(f"{order}h", header, 14)[0]
             offset = struct.unpack_from(f"{order}q", header, 168)[0]
