@@ -146,6 +146,11 @@ def header_without_orientation(size: Sequence[int], spacing_mm: Sequence[float])
     return Header(bytes(raw))
 
 
+def without_orientation(data: bytes) -> bytes:
+    """The bytes of a .nii with qform and sform code 0: of which converters write what they took for granted."""
+    return data[:252] + bytes(4) + data[256:]
+
+
 def write_map(path: str | os.PathLike[str], values: np.ndarray, header: Header) -> None:
     """Writes [X, Y, Z], uint8 or float32, on the grid of the scan with that header; compressed where `path` says so."""
     stored = values.dtype.newbyteorder(header.order)
