@@ -13,9 +13,9 @@ time: for each scan, one after the other, never two at a time, in an order that 
     serving_default   the same by the server: array -> mask and probability as arrays
     predict_file      what the command does for a file: .nii.gz -> mask as .nii
     nifti             the same by the server: bytes of a .nii.gz -> bytes of a .nii
-memory: each row has a server of its own, so that nothing of another row is in it. The same scan with more and more
-windows (overlaps of OVERLAPS); and at the run's default overlap ever larger scans, the first one repeated along x, y
-and z. Memory is the peak while a scan is segmented, beside what the process held before.
+memory: each row has a server of its own, so that nothing of another row is in it. One large scan with more and more
+windows (OVERLAPS); and at the default overlap ever larger scans (REPEATS), the first one repeated along x, y and z.
+Memory is the peak while a scan is segmented, beside what the process held before.
 
 Ends in one JSON below benchmarks/results/serving.
 """
@@ -46,8 +46,9 @@ MODEL = "served"
 # Server's way -> the way of `predict` that it is held against.
 REFERENCES = {"serving_default": "predict", "nifti": "predict_file"}
 WAYS = ["predict", "serving_default", "predict_file", "nifti"]
-OVERLAPS = [0.0, 0.5, 0.75, 0.85]
-REPEATS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2)]
+OVERLAPS = [0.0, 0.5, 0.75, 0.9]
+LARGE = (2, 2, 1)
+REPEATS = [(1, 1, 1), (2, 1, 1), LARGE, (2, 2, 2)]
 PARTS = ("time", "memory")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
@@ -156,9 +157,9 @@ def measure_memory(workdir: Path, volume: Any, scratch: Path) -> list[dict[str, 
     from stand_in.process import running
 
     config, rows = read_run(workdir)["config"], []
-    wanted = [("overlap", overlap, REPEATS[0]) for overlap in OVERLAPS]
-    wanted += [("size", WINDOW_OVERLAP, repeats) for repeats in REPEATS]
-    for series, overlap, repeats in wanted:
+    wanted = [(overlap, LARGE) for overlap in OVERLAPS]
+    wanted += [(WINDOW_OVERLAP, repeats) for repeats in REPEATS if (WINDOW_OVERLAP, repeats) not in wanted]
+    for overlap, repeats in wanted:
         model = scratch / f"{MODEL}_{round(100 * overlap)}"
         if not model.exists():
             save(SaveConfig(workdir=str(workdir), output=str(model), overlap=overlap))
@@ -172,7 +173,6 @@ def measure_memory(workdir: Path, volume: Any, scratch: Path) -> list[dict[str, 
         size = image.shape[:3]
         rows.append(
             {
-                "series": series,
                 "overlap": overlap,
                 "size_vox": list(size),
                 "windows": n_windows(preprocessing_of(config).training_size(size, volume.spacing_mm), config, overlap),

@@ -25,7 +25,7 @@ def result(benchmark):
     seconds = times(
         [[1.0, 3.0], [2.0, 2.0]], [[2.0, 4.0], [2.0, 2.0]], [[2.0, 2.0], [4.0, 4.0]], [[1.0, 1.0], [4.0, 4.0]]
     )
-    memory = {"series": "size", "overlap": 0.75, "size_vox": [100, 50, 20], "windows": 7,
+    memory = {"overlap": 0.75, "size_vox": [100, 50, 20], "windows": 7,
               "before_bytes": 2**29, "peak_bytes": 2**29 + 5_000_000}  # fmt: skip
     return {"run": "r", "time": {"scan_s": seconds, "agreement": same}, "memory": [memory], "machine": {"time": 1}}
 
