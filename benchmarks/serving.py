@@ -271,6 +271,8 @@ def write(result: dict[str, Any]) -> None:
 
 def measure(workdir: Path, cases: list[str], parts: list[str]) -> None:
     """Measures the parts asked for and writes each when it is there."""
+    import tensorflow as tf
+
     from semisam_tf.data.volumes import find_case, load_volume
     from semisam_tf.inference.predictor import read_run
 
@@ -285,7 +287,7 @@ def measure(workdir: Path, cases: list[str], parts: list[str]) -> None:
                 found: Any = measure_time(workdir, volumes, Path(folder), _TURNS.value)
             else:
                 found = measure_memory(workdir, volumes[0], Path(folder))
-        machine = {part: describe(("tensorflow-cpu", "keras", "numpy", "tensorflow-serving-api"))}
+        machine = {part: describe(("keras", "numpy", "tensorflow-serving-api")) | {"tensorflow": tf.__version__}}
         write({"run": workdir.name, part: found, "machine": machine})
 
 

@@ -1,8 +1,8 @@
-"""NIfTI-1 headers: whether a file is whole, what its header says of the grid, and maps on that very grid.
+"""NIfTI-1 files: whether one is whole and finite, what its header says of the grid, and maps on that very grid.
 
-ITK fills what is missing from a cut file with whatever lies in memory, takes a voxel of no size for one of 1 mm, and
-writes both forms of an affine with codes of its own. Reference: nifti1.h and nifti2.h of the NIfTI Data Format Working
-Group.
+ITK fills what is missing from a cut file with whatever lies in memory, reads NaN as 0, takes a voxel of no size for one
+of 1 mm, and writes both forms of an affine with codes of its own. Reference: nifti1.h and nifti2.h of the NIfTI Data
+Format Working Group.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ HEADER_BYTES = 348
 MAP_OFFSET = 352
 _NIFTI2_HEADER_BYTES = 540
 _GZIP_MAGIC = b"\x1f\x8b"
+# NumPy's types that can hold NaN, by NIfTI's code of a voxel type.
+_REAL_TYPES = {16: "f4", 64: "f8"}
 # NIfTI's code of the voxel types that maps have, by NumPy's.
 _MAP_CODES = {np.dtype(np.uint8): 2, np.dtype(np.float32): 16}
 
@@ -59,9 +61,9 @@ class Header:
 
 
 def check_complete(path: str | os.PathLike[str]) -> bytes:
-    """Raises ValueError, naming the file, unless it holds all the voxels that its header announces.
+    """Raises ValueError, naming the file, unless it holds all the voxels that its header announces, none of them NaN.
 
-    A compressed file is read to its end, which also verifies its checksum.
+    The file is read to its end, which also verifies the checksum of a compressed one.
 
     Returns:
         The file's first 540 bytes, uncompressed.
@@ -73,16 +75,21 @@ def check_complete(path: str | os.PathLike[str]) -> bytes:
             plain.seek(0)
             if compressed:
                 with gzip.GzipFile(fileobj=plain) as stream:
-                    header, found = _header_and_size(stream)  # type: ignore[arg-type]
+                    header, found, not_finite = _read_through(stream)  # type: ignore[arg-type]
             else:
-                header, found = _header_and_size(plain)
-        expected = _announced_bytes(header)
+                header, found, not_finite = _read_through(plain)
+        expected = _layout(header)[1]
     except (EOFError, OSError, zlib.error, struct.error) as error:
         raise ValueError(f"Expected a whole NIfTI file: {path} is truncated or damaged ({error}).") from error
     if found < expected:
         raise ValueError(
             f"Expected a whole NIfTI file: {path} is truncated. Received: {found} bytes, where its header announces "
             f"{expected}."
+        )
+    if not_finite:
+        raise ValueError(
+            f"Expected finite image values in {path}. Received: {not_finite} voxels that are NaN or infinite; repair "
+            "the file or exclude the case."
         )
     return header
 
@@ -164,29 +171,41 @@ def write_map(path: str | os.PathLike[str], values: np.ndarray, header: Header) 
             packed.close()
 
 
-def _header_and_size(stream: BinaryIO) -> tuple[bytes, int]:
+def _read_through(stream: BinaryIO) -> tuple[bytes, int, int]:
+    """The first 540 bytes, the size of the file, and how many of its voxels are NaN or infinite."""
     header = stream.read(_NIFTI2_HEADER_BYTES)
-    size = len(header)
-    while block := stream.read(1 << 20):
+    start, end, kind = _layout(header)
+    block, held, size, not_finite = header, b"", 0, 0
+    while block:
+        if kind is not None:
+            held += block[max(0, start - size) : max(0, end - size)]
+            whole = len(held) - len(held) % kind.itemsize
+            not_finite += int(np.count_nonzero(~np.isfinite(np.frombuffer(held[:whole], kind))))
+            held = held[whole:]
         size += len(block)
-    return header, size
+        block = stream.read(1 << 20)
+    return header, size, not_finite
 
 
-def _announced_bytes(header: bytes) -> int:
-    """Bytes from the start of the file to the end of the last voxel."""
+def _layout(header: bytes) -> tuple[int, int, np.dtype | None]:
+    """Where the voxels begin and end in the file, and their type if it can hold NaN."""
     for order in "<>":
         header_size = struct.unpack_from(f"{order}i", header, 0)[0]
         if header_size == HEADER_BYTES:
             dim = struct.unpack_from(f"{order}8h", header, 40)
-            bits = struct.unpack_from(f"{order}h", header, 72)[0]
+            code, bits = struct.unpack_from(f"{order}2h", header, 70)
             offset = struct.unpack_from(f"{order}f", header, 108)[0]
         elif header_size == _NIFTI2_HEADER_BYTES:
             dim = struct.unpack_from(f"{order}8q", header, 16)
-            bits = struct.unpack_from(f"{order}h", header, 14)[0]
+            code, bits = struct.unpack_from(f"{order}2h", header, 12)
             offset = struct.unpack_from(f"{order}q", header, 168)[0]
         else:
             continue
         if not 1 <= dim[0] <= 7:
             raise OSError(f"its header announces {dim[0]} axes")
-        return int(offset) + math.prod(max(1, n) for n in dim[1 : dim[0] + 1]) * bits // 8
+        if not 0 <= offset < math.inf:
+            raise OSError(f"its header has the voxels begin at byte {offset}")
+        n_bytes = math.prod(max(1, n) for n in dim[1 : dim[0] + 1]) * bits // 8
+        kind = np.dtype(order + _REAL_TYPES[code]) if code in _REAL_TYPES else None
+        return int(offset), int(offset) + n_bytes, kind
     raise OSError("it has no NIfTI header")

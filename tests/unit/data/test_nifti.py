@@ -174,6 +174,24 @@ def test_a_negative_voxel_size_is_a_size_without_orientation_and_else_refused(ru
     np.testing.assert_allclose(stored.array, 2 * runs.scan((5, 4, 3)) + 7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("code", [16, 64])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("offset", [352, 2**20 + 4, 400])
+def test_nan_is_not_read_as_0(runs, tmp_path, suffix, code, order, offset) -> None:
+    """Which ITK does; in the first and last voxel, and where a block of the file ends."""
+    values = np.ones((80, 70, 60), np.float64)
+    for where in ((0, 0, 0), (-1, -1, -1), (64, 24, 46)):
+        values[where] = np.nan
+    path = tmp_path / f"a{suffix}"
+    pack = gzip.compress if suffix == ".nii.gz" else bytes
+    path.write_bytes(pack(runs.nifti(values, code, order, offset=offset) + b"\xff" * 64))  # NaN behind the voxels
+    with pytest.raises(ValueError, match=rf"finite image values in {path}. Received: 3 voxels"):
+        read_image(path, None)
+    path.write_bytes(pack(runs.nifti(np.nan_to_num(values), code, order, offset=offset) + b"\xff" * 64))
+    assert read_image(path, None).array.sum() == 80 * 70 * 60 - 3
+
+
 @pytest.mark.parametrize(
     ("place", "values", "message"), [(0, struct.pack("<i", 540), "NIfTI-2; convert"), (344, b"ni1\0", "n+1 and a zero")]
 )
