@@ -45,13 +45,13 @@ def read_scan(path: Path) -> bytes:
         return path.read_bytes()
     from semisam_tf.data import itk, nifti
 
-    has_spacing, has_orientation = itk.stores_grid(path)
-    if not has_spacing:
-        raise ValueError(f"Expected a voxel spacing: {path} stores none. Write it into the header.")
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "scan.nii"
         _convert(path, converted)
         data = converted.read_bytes()
+    has_spacing, has_orientation = itk.stores_grid(path)
+    if not has_spacing:
+        raise ValueError(f"Expected a voxel spacing: {path} stores none. Write it into the header.")
     return data if has_orientation else nifti.without_orientation(data)
 
 

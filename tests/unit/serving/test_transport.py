@@ -160,6 +160,9 @@ def nrrd(path, *fields):
 def test_a_scan_without_spacing_is_not_sent_as_1_mm(tmp_path):
     with pytest.raises(ValueError, match=r"voxel spacing: .*a\.nrrd stores none"):
         client.read_scan(nrrd(tmp_path / "a.nrrd"))
+    (tmp_path / "empty.nrrd").touch()
+    with pytest.raises(ValueError, match=r"a format that ITK reads and writes. Received: empty\.nrrd"):
+        client.read_scan(tmp_path / "empty.nrrd")
 
 
 def test_a_scan_without_orientation_is_sent_without(tmp_path):
