@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Header:
     raw: bytes
 
     @property
-    def order(self) -> str:
+    def order(self) -> Literal["<", ">"]:
         """Byte order as `struct` has it, "<" or ">"."""
         return "<" if struct.unpack_from("<i", self.raw, 0)[0] == HEADER_BYTES else ">"
 
@@ -145,11 +145,11 @@ def map_fields(order: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 def header_without_orientation(size: Sequence[int], spacing_mm: Sequence[float]) -> Header:
     """A header that says how large the voxels are and not how they lie: qform and sform code 0."""
     raw = bytearray(HEADER_BYTES)
-    for offset, layout, *content in (
-        (0, "i", HEADER_BYTES), (40, "8h", 3, *size, 1, 1, 1, 1), (76, "8f", 1, *spacing_mm, 1, 1, 1, 1),
-        (123, "B", 2), (344, "4s", b"n+1"),  # the unit is millimetres
-    ):  # fmt: skip
-        struct.pack_into("<" + layout, raw, offset, *content)
+    struct.pack_into("<i", raw, 0, HEADER_BYTES)
+    struct.pack_into("<8h", raw, 40, 3, *size, 1, 1, 1, 1)
+    struct.pack_into("<8f", raw, 76, 1, *spacing_mm, 1, 1, 1, 1)
+    struct.pack_into("<B", raw, 123, 2)  # millimetres
+    struct.pack_into("<4s", raw, 344, b"n+1")
     return Header(bytes(raw))
 
 
