@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --workdir=runs/la_4 --data_dir=../shared/la --cases=configs/la_dev.list
     python benchmarks/inference.py --workdir=runs/la_4 --data_dir=../shared/la --procedures=ours --timed_scans=3
+    python benchmarks/inference.py --workdir=runs/la_4 --data_dir=../shared/la --confidence
     python benchmarks/inference.py --print_only
 
 A procedure is how windows are laid over the scan and blended; orientation, normalisation, resampling and the mask's
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import confidence
 import numpy as np
 from absl import app, flags
 from machine import describe
@@ -96,6 +98,9 @@ _CASES = flags.DEFINE_string("cases", "configs/la_dev.list", "File of case names
 _PROCEDURES = flags.DEFINE_list("procedures", DEFAULT_PROCEDURES, "Procedures to measure.")
 _TIMED = flags.DEFINE_integer("timed_scans", 5, "Scans to time, after one that warms up.")
 _DICE = flags.DEFINE_boolean("dice", True, "Also predict the scans that are not timed, for the mean Dice over all.")
+_CONFIDENCE = flags.DEFINE_boolean(
+    "confidence", False, "Instead of the procedures: whether the served model's confidence ranks the scans by Dice."
+)
 _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 
 
@@ -265,13 +270,15 @@ def main(argv: list[str]) -> None:
             raise app.UsageError("--workdir and --data_dir are needed.")
         cases = Path(_CASES.value).read_text().split()
         context = multiprocessing.get_context("spawn")
-        for name in _PROCEDURES.value:
+        if _CONFIDENCE.value:
+            confidence.write(confidence.measure(_WORKDIR.value, _DATA_DIR.value, cases))
+        for name in [] if _CONFIDENCE.value else _PROCEDURES.value:
             words = (name, _WORKDIR.value, _DATA_DIR.value, cases, _TIMED.value, _DICE.value)
             with context.Pool(1) as pool:
                 result = pool.apply(measure, words)
             write(result)
             sys.stderr.write(f"{name}: {result['mean_scan_s']:.2f} s a scan, Dice {result['mean_dice']:.4f}\n")
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write((confidence.table() if _CONFIDENCE.value else table()) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from semisam_tf.data import nifti
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha")
 # ITK's world axes point left, posterior, superior; ours (NIfTI's) right, anterior, superior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+# Tags that GDCM takes a slice's pixel size from, and the sequence that holds it in files of many frames.
+_DICOM_SPACING = ("0028|0030", "0018|1164", "0018|2010", "5200|9229", "5200|9230")
 # Slices may be this share of their distance off an even grid: headers keep three or four digits.
 _SLICE_TOLERANCE = 0.01
 
@@ -28,35 +29,61 @@ class Stored(NamedTuple):
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray
     has_orientation: bool
+    nifti_header: nifti.Header | None = None
+
+
+class _Said(NamedTuple):
+    """What a file's header says of its grid, where ITK would put in what is missing."""
+
+    has_spacing: bool
+    has_orientation: bool
+    nifti_header: nifti.Header | None = None
 
 
 def read_image(path: Path, default_spacing_mm: Sequence[float] | None) -> Stored:
     """Reads one file.
 
     Args:
-        default_spacing_mm: Spacing of NRRD files that store none.
+        default_spacing_mm: Spacing of files that store none.
 
     Raises:
-        ValueError: The file is damaged, or no 3D image; names it.
+        ValueError: The file is damaged, or no 3D image, or has no spacing and there is no default; names it.
     """
-    if path.name.endswith((".nii", ".nii.gz")):
-        nifti.check_complete(path)
+    said = _said(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"Expected a readable NIfTI / NRRD / MetaImage file: {path} is not ({reason}).") from error
-    has_orientation = True
-    spacing_mm = image.GetSpacing()[:3]
+    # ITK says 1 mm where there is no spacing.
+    spacing_mm = image.GetSpacing()[:3] if said.has_spacing else default_spacing(path, default_spacing_mm)
+    return _stored(image, spacing_mm, path, said.has_orientation)._replace(nifti_header=said.nifti_header)
+
+
+def stores_grid(path: Path) -> tuple[bool, bool]:
+    """Whether a file stores a voxel spacing, and which way its axes run through the body.
+
+    Raises:
+        ValueError: A NIfTI file is cut or damaged; names it.
+    """
+    said = _said(path)
+    return said.has_spacing, said.has_orientation
+
+
+def _said(path: Path) -> _Said:
+    if path.name.endswith(nifti.NIFTI_SUFFIXES):
+        header = nifti.read_header(path)
+        sizes = np.asarray(header.pixdim)
+        return _Said(bool(np.isfinite(sizes).all() and sizes.all()), header.has_orientation, header)
     if path.name.endswith((".nrrd", ".nhdr")):
-        fields = _nrrd_fields(path)
-        has_orientation = {b"space", b"space directions"} <= fields
-        if not fields & {b"spacings", b"space directions"}:
-            spacing_mm = default_spacing(path, default_spacing_mm)  # ITK says 1 mm
-    elif path.name.endswith((".nii", ".nii.gz")):
-        codes = [image.GetMetaData(key) for key in ("qform_code", "sform_code") if image.HasMetaDataKey(key)]
-        has_orientation = not codes or any(code.strip() not in ("", "0") for code in codes)
-    return _stored(image, spacing_mm, path, has_orientation)
+        fields = {name.lower() for name in _fields(path, b":")}
+        return _Said(bool(fields & {b"spacings", b"space directions"}), {b"space", b"space directions"} <= fields)
+    if path.name.endswith((".mha", ".mhd")):
+        fields = _fields(path, b"=", last=b"ElementDataFile")
+        # The names that MetaIO takes for one; case counts.
+        turns = {b"TransformMatrix", b"Rotation", b"Orientation"}
+        return _Said(bool(fields & {b"ElementSpacing", b"ElementSize"}), bool(fields & turns))
+    return _Said(True, True)
 
 
 def is_dicom(path: Path) -> bool:
@@ -78,7 +105,8 @@ def read_series(folder: Path, series_uid: str) -> Stored:
     """Reads one series of DICOM slices; Z runs along the slices' normal.
 
     Raises:
-        ValueError: The slices are damaged, unevenly spaced (one is missing, say) or sheared (a tilted gantry).
+        ValueError: The slices are damaged, without a pixel size, unevenly spaced (one is missing, say) or sheared (a
+            tilted gantry).
     """
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_uid) if series_uid else []
     if not names:
@@ -92,6 +120,8 @@ def read_series(folder: Path, series_uid: str) -> Stored:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"Expected a readable DICOM series: {folder} is not ({reason}).") from error
+    if not any(reader.HasMetaDataKey(0, tag) for tag in _DICOM_SPACING):
+        raise ValueError(f"Expected a pixel size (PixelSpacing) in {folder}. Received: slices with none; add it.")
     _check_slices(image, positions, folder)
     return _stored(image, image.GetSpacing()[:3], folder, has_orientation=True)
 
@@ -150,11 +180,18 @@ def _stored(image: sitk.Image, spacing_mm: Sequence[float], path: Path, has_orie
     return Stored(array, spacing_mm, affine, has_orientation)
 
 
-def _nrrd_fields(path: Path) -> set[bytes]:
-    """Names of the fields in a NRRD header, in lower case."""
+def _fields(path: Path, sign: bytes, last: bytes = b"") -> set[bytes]:
+    """Names of the fields in a NRRD or MetaImage header: what stands before `sign` on a line.
+
+    The header ends with the field `last`, or before an empty line.
+    """
+    names: set[bytes] = set()
     with path.open("rb") as file:
-        header = itertools.takewhile(lambda line: line.strip(), file)
-        return {line.split(b":", 1)[0].strip().lower() for line in header if b":" in line}
+        # A file of another kind has lines of any length.
+        while last not in names and (line := file.readline(1 << 16)).strip():
+            if sign in line:
+                names.add(line.split(sign, 1)[0].strip())
+    return names
 
 
 def write_image(

@@ -63,6 +63,7 @@ class AxisOrder:
             label=None if volume.label is None else np.ascontiguousarray(self.apply(volume.label)),
             spacing_mm=(x, y, z),
             affine=self.affine_of(volume.affine, volume.size),
+            nifti_header=None,
         )
 
 

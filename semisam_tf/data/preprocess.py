@@ -121,6 +121,7 @@ class Preprocessing:
             label=None if volume.label is None else _resample_label(volume.label, size),
             spacing_mm=(float(x), float(y), float(z)),
             affine=volume.affine @ to_old_voxels,
+            nifti_header=None,
         )
 
     def probs_to_own_grid(self, probs: np.ndarray, own_size: Sequence[int]) -> np.ndarray:

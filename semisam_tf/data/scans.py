@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 
 from semisam_tf.atomic import replacing
-from semisam_tf.data.itk import IMAGE_SUFFIXES, dicom_series, is_dicom, read_series, write_image
-from semisam_tf.data.volumes import H5_NAME, CaseFiles, Volume, load_volume, volume_of
+from semisam_tf.data.itk import IMAGE_SUFFIXES, dicom_series, is_dicom, read_series
+from semisam_tf.data.volumes import H5_NAME, CaseFiles, Volume, load_volume, volume_of, write_on_grid
 
 _H5_SUFFIXES = (".h5", ".hdf5")
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mhd", *_H5_SUFFIXES)
@@ -113,7 +113,7 @@ def save_map(path: str | os.PathLike[str], values: np.ndarray, volume: Volume, d
             f"Expected a map on the grid of scan {volume.case_id!r}, {volume.size}. Received: shape={values.shape}."
         )
     if not suffix_of(path, _H5_SUFFIXES):
-        write_image(path, values, volume.spacing_mm, volume.affine)
+        write_on_grid(path, values, volume)
         return
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["spacing_mm"] = np.asarray(volume.spacing_mm, np.float64)

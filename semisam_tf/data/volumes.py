@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from semisam_tf.atomic import replacing
+from semisam_tf.data import nifti
 from semisam_tf.data.itk import (
     IMAGE_SUFFIXES,
     Stored,
@@ -42,6 +43,8 @@ class Volume:
         affine: float64 [4, 4], voxel index -> RAS+ millimetres.
         has_orientation: Whether `affine` is the file's own. A file that stores none has one that only scales, and
             which way its axes run through the body is unknown.
+        nifti_header: Of a scan as its NIfTI file has it, for masks with the very same geometry: an affine is not all
+            that a header says. None once the scan is turned or resampled, and of other types of file.
     """
 
     case_id: str
@@ -50,6 +53,7 @@ class Volume:
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray
     has_orientation: bool = True
+    nifti_header: nifti.Header | None = None
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -107,7 +111,7 @@ def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Seque
         files: From `find_case`.
         with_label: False never opens the label file and never reads the HDF5 dataset `label`, whatever is in it:
             nothing downstream can leak what it was never given.
-        default_spacing_mm: Spacing of HDF5 and NRRD files that store none. Files that have a spacing keep theirs.
+        default_spacing_mm: Spacing of files that store none. Files that have a spacing keep theirs.
 
     Raises:
         FileNotFoundError: The image, or a label that was asked for, is not there.
@@ -125,7 +129,7 @@ def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Seque
                     f"Expected a label file for {files.image}, and there is none. Add it, or use case "
                     f"{files.case_id!r} as unlabelled. Received: label={files.label}."
                 )
-            label, _, label_affine, _ = read_image(files.label, stored.spacing_mm)
+            label, _, label_affine, *_ = read_image(files.label, stored.spacing_mm)
             if label.shape[-1] == 1:
                 label = label[..., 0]
             _check_same_place(stored.array.shape[:3], stored.affine, label_affine, files.image, files.label)
@@ -147,7 +151,7 @@ def volume_of(case_id: str, stored: Stored, label: np.ndarray | None, path: Path
             "are NaN or infinite; repair the file or exclude the case."
         )
     image = np.ascontiguousarray(image, np.float32)
-    return Volume(case_id, image, label, stored.spacing_mm, stored.affine, stored.has_orientation)
+    return Volume(case_id, image, label, *stored[1:])
 
 
 def save_volume_h5(path: str | os.PathLike[str], volume: Volume) -> None:
@@ -167,7 +171,22 @@ def save_mask(path: str | os.PathLike[str], mask: np.ndarray, volume: Volume) ->
         raise ValueError(
             f"Expected a mask on the grid of case {volume.case_id!r}, {volume.size}. Received: mask.shape={mask.shape}."
         )
-    write_image(path, np.asarray(mask, np.uint8), volume.spacing_mm, volume.affine)
+    write_on_grid(path, np.asarray(mask, np.uint8), volume)
+
+
+def write_on_grid(path: str | os.PathLike[str], values: np.ndarray, volume: Volume) -> None:
+    """Writes [X, Y, Z], uint8 or float32, in the geometry of `volume`; the suffix of `path` picks the format.
+
+    A NIfTI file has the header of a NIfTI scan: its qform, sform, their codes, units and byte order. Of a scan whose
+    orientation is unknown it has neither qform nor sform.
+    """
+    header = volume.nifti_header
+    if header is None and not volume.has_orientation:
+        header = nifti.header_without_orientation(volume.size, volume.spacing_mm)
+    if header is not None and str(path).endswith(nifti.NIFTI_SUFFIXES):
+        nifti.write_map(path, values, header)
+    else:
+        write_image(path, values, volume.spacing_mm, volume.affine)
 
 
 def save_volume_pair(image_path: str | os.PathLike[str], label_path: str | os.PathLike[str], volume: Volume) -> None:

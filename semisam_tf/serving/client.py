@@ -32,8 +32,10 @@ class ClientConfig:
 def read_scan(path: Path) -> bytes:
     """The bytes of a .nii or .nii.gz; of another format the bytes of a .nii with the same voxels and geometry.
 
+    A file that does not say which way its axes run becomes one that does not, either, as `predict` takes it.
+
     Raises:
-        FileNotFoundError, ValueError: No such file, or none that can be read.
+        FileNotFoundError, ValueError: No such file, none that can be read, or one without a voxel spacing.
     """
     if path.is_dir():
         raise ValueError(f"Expected one file as the scan. Received: a folder, {path}; convert a DICOM series first.")
@@ -41,10 +43,16 @@ def read_scan(path: Path) -> bytes:
         raise FileNotFoundError(f"Expected a scan. Received: {path}, which does not exist.")
     if path.name.endswith(_NIFTI):
         return path.read_bytes()
+    from semisam_tf.data import itk, nifti
+
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "scan.nii"
         _convert(path, converted)
-        return converted.read_bytes()
+        data = converted.read_bytes()
+    has_spacing, has_orientation = itk.stores_grid(path)
+    if not has_spacing:
+        raise ValueError(f"Expected a voxel spacing: {path} stores none. Write it into the header.")
+    return data if has_orientation else nifti.without_orientation(data)
 
 
 def write_mask(path: Path, mask: bytes) -> None:

@@ -11,8 +11,9 @@ import itertools
 
 import tensorflow as tf
 
-# Half of the 26 neighbours, the other half being the same edges from the other side; along Z a run is one node.
-_FORWARD = [(dx, dy, dz) for dx, dy in ((0, 1), (1, -1), (1, 0), (1, 1)) for dz in (-1, 0, 1)]
+# The lines beside a line. Of two runs that touch, one begins no earlier than the other, and then it begins beside a
+# voxel of the other or one behind its last: looking from every run's first voxel at these finds every pair.
+_LINES = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if (dx, dy) != (0, 0)]
 
 
 def largest_component(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
@@ -33,8 +34,8 @@ def largest_component(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
 
 def _largest_piece(mask: tf.Tensor) -> tf.Tensor:
     """bool [X, Y, Z] -> bool [X, Y, Z]."""
-    # One empty voxel at the end of each axis: steps over a border then land in it, on the far side of the line.
-    padded = tf.pad(mask, [[0, 1]] * 3)
+    # An empty voxel around: steps over a border land in it.
+    padded = tf.pad(mask, [[1, 1]] * 3)
     _, ny, nz = tf.unstack(tf.shape(padded, out_type=tf.int64))
     flat = tf.reshape(padded, [-1])
     voxels = tf.where(flat)[:, 0]  # int64 [F], in array order
@@ -43,30 +44,31 @@ def _largest_piece(mask: tf.Tensor) -> tf.Tensor:
         first = tf.concat([[True], voxels[1:] != voxels[:-1] + 1], axis=0)
         run = tf.cumsum(tf.cast(first, tf.int32))  # int32 [F], 1 for the first run of voxels along Z, and so on
         run_at = tf.scatter_nd(voxels[:, None], run, tf.shape(flat, out_type=tf.int64))
-        offsets = tf.stack([(dx * ny + dy) * nz + dz for dx, dy, dz in _FORWARD])
-        piece = tf.gather(_roots(_edges(voxels, run, run_at, offsets), run[-1] + 1), run)
+        offsets = tf.stack([(dx * ny + dy) * nz for dx, dy in _LINES])
+        piece = tf.gather(_roots(_edges(tf.boolean_mask(voxels, first), run_at, offsets), run[-1] + 1), run)
         size = tf.math.bincount(piece)
         kept = tf.equal(piece, tf.argmax(size, output_type=tf.int32))
         return tf.reshape(tf.scatter_nd(voxels[:, None], tf.cast(kept, tf.uint8), tf.shape(flat, tf.int64)) > 0,
-                          tf.shape(padded))[:-1, :-1, :-1]  # fmt: skip
+                          tf.shape(padded))[1:-1, 1:-1, 1:-1]  # fmt: skip
 
     return tf.cond(tf.size(voxels) > 0, largest, lambda: mask)
 
 
-def _edges(voxels: tf.Tensor, run: tf.Tensor, run_at: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
-    """Pairs of runs that touch: int32 [E, 2]. One offset at a time, since each takes arrays as long as `voxels`."""
-    last = tf.size(run_at, out_type=tf.int64) - 1
+def _edges(starts: tf.Tensor, run_at: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
+    """Pairs of runs that touch: int32 [E, 2].
 
-    def add(index: tf.Tensor, found: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        other = tf.gather(run_at, tf.minimum(voxels + offsets[index], last))
-        pair = tf.stack([run, other], axis=1)
-        # Two runs touch in many voxels; one pair is enough.
-        new = tf.concat([[True], tf.reduce_any(pair[1:] != pair[:-1], axis=1)], axis=0)
-        return index + 1, found.write(index, tf.boolean_mask(pair, new & (other > 0)))
-
-    found = tf.TensorArray(tf.int32, len(_FORWARD), infer_shape=False, element_shape=[None, 2])
-    _, found = tf.while_loop(lambda i, _: i < len(_FORWARD), add, [0, found], parallel_iterations=1)
-    return found.concat()
+    Args:
+        starts: int64 [R], the first voxel of runs 1 to R.
+        run_at: int32, the run of each voxel, 0 for none.
+        offsets: int64, the steps from a line to those beside it.
+    """
+    beside = starts[None, :] + offsets[:, None]  # [8, R]
+    here, before = tf.gather(run_at, beside), tf.gather(run_at, beside - 1)
+    before = tf.where(tf.equal(before, here), tf.zeros_like(before), before)  # one pair is enough
+    other = tf.reshape(tf.stack([here, before]), [-1])
+    run = tf.tile(tf.range(1, tf.size(starts) + 1), [2 * len(_LINES)])
+    touches = other > 0
+    return tf.stack([tf.boolean_mask(run, touches), tf.boolean_mask(other, touches)], axis=1)
 
 
 def _roots(edges: tf.Tensor, n_nodes: tf.Tensor) -> tf.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from semisam_tf.data.nifti import HEADER_BYTES
 from semisam_tf.serving import nifti_header
 from semisam_tf.serving.checks import checked
 from semisam_tf.serving.nifti_header import Header
@@ -29,7 +30,7 @@ def read(data: tf.Tensor, channels: int, limits: Limits) -> tuple[Header, tf.Ten
     start = tf.cond(
         compressed,
         lambda: tf.io.decode_compressed(tf.strings.substr(data, 0, _PEEK_BYTES), "GZIP"),
-        lambda: tf.strings.substr(data, 0, nifti_header.HEADER_BYTES),
+        lambda: tf.strings.substr(data, 0, HEADER_BYTES),
     )
     header = nifti_header.parse(start, channels, limits)
     n_bytes = header.n_values * header.voxel_bytes

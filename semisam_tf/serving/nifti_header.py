@@ -6,17 +6,14 @@ Reference: nifti1.h of the NIfTI Data Format Working Group.
 from __future__ import annotations
 
 import dataclasses
-import struct
 
 import numpy as np
 import tensorflow as tf
 
+from semisam_tf.data.nifti import HEADER_BYTES, MAP_OFFSET, map_fields
 from semisam_tf.serving.checks import checked
 from semisam_tf.serving.pipeline import Limits
 
-HEADER_BYTES = 348
-# Header and the four bytes that say that no extension follows.
-MASK_OFFSET = 352
 _FARTHEST_OFFSET = 2**24
 
 # NIfTI's code of each voxel type that has one real number a voxel.
@@ -90,8 +87,8 @@ def parse(start: tf.Tensor, channels: int, limits: Limits) -> Header:
     )  # fmt: skip
     offset = numbers(raw, big_endian, 108, 1, tf.float32)[0]
     offset = checked(
-        offset, (offset >= MASK_OFFSET) & (offset <= _FARTHEST_OFFSET) & tf.equal(offset, tf.floor(offset)),
-        f"voxels to begin at a byte (vox_offset) from {MASK_OFFSET} to {_FARTHEST_OFFSET}", offset,
+        offset, (offset >= MAP_OFFSET) & (offset <= _FARTHEST_OFFSET) & tf.equal(offset, tf.floor(offset)),
+        f"voxels to begin at a byte (vox_offset) from {MAP_OFFSET} to {_FARTHEST_OFFSET}", offset,
     )  # fmt: skip
     slope, inter = _scaling(raw, big_endian)
     return Header(
@@ -133,10 +130,19 @@ def _checked_size(raw: tf.Tensor, big_endian: tf.Tensor, channels: int, limits: 
 
 
 def _spacing_mm(raw: tf.Tensor, big_endian: tf.Tensor) -> tf.Tensor:
-    """The pipeline checks that it is finite and above 0."""
-    pixdim = tf.abs(tf.cast(numbers(raw, big_endian, 76, 8, tf.float32), tf.float64))[1:4]
+    """float64 [3]. The pipeline checks that it is finite and above 0.
+
+    A negative size without qform and sform says nothing, since neither does the order of the axes; beside one of them
+    readers differ on what it says, and it is refused, as by `data.nifti.read_header`.
+    """
+    pixdim = tf.cast(numbers(raw, big_endian, 80, 3, tf.float32), tf.float64)
+    has_form = tf.reduce_max(numbers(raw, big_endian, 252, 2, tf.int16)) > 0
+    pixdim = checked(
+        pixdim, tf.logical_not(has_form) | tf.reduce_all(tf.logical_not(pixdim < 0)),
+        "voxel sizes (pixdim) above 0 beside a qform or sform", pixdim,
+    )  # fmt: skip
     unit = tf.cast(raw[123], tf.int32) % 8  # 1: m, 2: mm, 3: micrometre, else unknown: mm
-    return pixdim * tf.gather(tf.constant([1, 1000, 1, 0.001, 1, 1, 1, 1], tf.float64), unit)
+    return tf.abs(pixdim) * tf.gather(tf.constant([1, 1000, 1, 0.001, 1, 1, 1, 1], tf.float64), unit)
 
 
 def _scaling(raw: tf.Tensor, big_endian: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -149,25 +155,7 @@ def _scaling(raw: tf.Tensor, big_endian: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
     )
 
 
-def _mask_fields(order: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a mask's header has of its own: uint8 [348], and which bytes those are, bool [348]."""
-    values, own = bytearray(HEADER_BYTES), np.zeros(HEADER_BYTES, bool)
-    for offset, layout, *content in (
-        (40, "h", 3), (48, "4h", 1, 1, 1, 1),  # dim: three axes; X, Y, Z stay
-        (56, "3fh", 0, 0, 0, 0),  # intent
-        (70, "2h", 2, 8),  # uint8
-        (108, "3f", MASK_OFFSET, 1, 0),  # vox_offset, slope, intercept
-        (124, "2f", 0, 0),  # display range
-        (148, "80s", b"semisam-tf mask"),
-        (228, "24s", b""),  # aux_file
-        (328, "16s", b""),  # intent_name
-    ):  # fmt: skip
-        struct.pack_into(order + layout, values, offset, *content)
-        own[offset : offset + struct.calcsize(order + layout)] = True
-    return np.frombuffer(bytes(values), np.uint8), own
-
-
 def mask_header(header: Header) -> tf.Tensor:
     """The header of a mask on the scan's grid, uint8 [348]: qform, sform, units and byte order are the scan's."""
-    (little, own), (big, _) = _mask_fields("<"), _mask_fields(">")
+    (little, own), (big, _) = (map_fields(order, np.dtype(np.uint8)) for order in "<>")
     return tf.where(tf.constant(own), tf.where(header.big_endian, tf.constant(big), tf.constant(little)), header.raw)

@@ -13,8 +13,10 @@ from semisam_tf.serving.nifti_header import Header, numbers
 
 _WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _ORDERS = list(itertools.permutations(range(3)))
-# Largest cosine between two columns of an sform that still counts as a grid of right angles.
-_SHEAR = 1e-3
+# Largest cosine between two columns of an sform that still counts as a grid of right angles; ITK's.
+_SHEAR = 1e-4
+# NIfTI's code of a form that leads to the scanner's own coordinates.
+_SCANNER = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,9 @@ def axis_order(header: Header, want: str) -> AxisOrder:
 def _direction(header: Header) -> tuple[tf.Tensor, tf.Tensor]:
     """Directions of the array's axes in the world, float64 [3, 3], and whether the header knows them.
 
-    The sform where there is one, else the qform; a sheared sform alone is refused, as by ITK.
+    Which of two forms counts is as in ITK, which reads the scans of training and `predict`: the qform, unless there
+    is none or the sform is the scanner's. A sform that is no grid of right angles gives way to the qform, and alone it
+    is refused.
     """
 
     def at(offset: int, count: int) -> tf.Tensor:
@@ -71,13 +75,15 @@ def _direction(header: Header) -> tuple[tf.Tensor, tf.Tensor]:
     sform_is_right = tf.reduce_all(tf.math.is_finite(sform)) & tf.reduce_all(tf.norm(sform, axis=0) > 0)
     cosines = sform / tf.norm(sform, axis=0, keepdims=True)
     shear = tf.reduce_max(tf.abs(tf.linalg.matmul(cosines, cosines, transpose_a=True) - tf.eye(3, dtype=tf.float64)))
-    has_qform, has_sform = codes[0] > 0, (codes[1] > 0) & sform_is_right
+    has_qform, has_sform = codes[0] > 0, codes[1] > 0
+    is_grid = sform_is_right & (shear <= _SHEAR)
     sform = checked(
-        sform, has_qform | ~has_sform | (shear <= _SHEAR),
+        sform, has_qform | ~has_sform | is_grid,
         f"axes at right angles (to {_SHEAR}) in the sform, or a qform", "a sheared sform alone, largest cosine", shear,
     )  # fmt: skip
-    has_sform &= shear <= _SHEAR
-    b, c, d = tf.unstack(at(256, 3))
+    takes_sform = has_sform & is_grid & (~has_qform | tf.equal(codes[1], _SCANNER))
+    quaternion = at(256, 3)
+    b, c, d = tf.unstack(tf.where(tf.math.is_finite(quaternion), quaternion, tf.zeros_like(quaternion)))
     a = tf.sqrt(tf.maximum(tf.zeros([], tf.float64), 1 - (b * b + c * c + d * d)))
     qform = tf.stack(
         [
@@ -88,4 +94,4 @@ def _direction(header: Header) -> tuple[tf.Tensor, tf.Tensor]:
     )
     handedness = tf.where(at(76, 1)[0] < 0, tf.constant(-1.0, tf.float64), tf.constant(1.0, tf.float64))
     qform *= tf.stack([tf.ones_like(handedness), tf.ones_like(handedness), handedness])
-    return tf.where(has_sform, sform, qform), has_sform | has_qform
+    return tf.where(takes_sform, sform, qform), has_sform | has_qform

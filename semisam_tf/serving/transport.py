@@ -102,7 +102,9 @@ def ask(
             return once(endpoint, scan, max(0.001, deadline - clock()))
         except UnavailableError as error:
             if clock() + pause_s >= deadline:
-                raise UnavailableError(f"{error} Gave up after {attempts} attempts in {timeout_s:g} s.") from error
+                raise UnavailableError(
+                    f"{error} Gave up after {attempts} attempt{'s' * (attempts > 1)} in {timeout_s:g} s."
+                ) from error
             logging.warning("Attempt %d: %s Again in %g s.", attempts, error, pause_s)
         sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

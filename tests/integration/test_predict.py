@@ -44,7 +44,7 @@ def store(scan, code, path):
     lps.unlink()
     if path.suffix == ".h5":
         sitk.WriteImage(image, str(path.with_suffix(".nii")))
-        array, spacing_mm, affine, _ = read_image(path.with_suffix(".nii"), None)
+        array, spacing_mm, affine, *_ = read_image(path.with_suffix(".nii"), None)
         save_volume_h5(path, Volume("x", array, None, spacing_mm, affine))
         path.with_suffix(".nii").unlink()
     elif not path.suffix:

@@ -1,6 +1,6 @@
 """`serving.save`, and its SavedModel driven through a STAND-IN server that knows nothing of this package.
 
-No TensorFlow Serving can be installed where the tests run. The stand-in (tests/serving_stand_in.py) is a process of
+No TensorFlow Serving can be installed where the tests run. The stand-in (stand_in/server.py) is a process of
 its own with the official servicer stubs and the documented REST JSON; `saved_model_cli` runs the model in a session
 of its own.
 """
@@ -44,6 +44,7 @@ from semisam_tf.serving.transport import Endpoint, ServerError, ask_grpc, ask_re
 
 RUNS = runpy.run_path(str(Path(__file__).parents[1] / "serving_run.py"))
 scan, nifti = RUNS["scan"], RUNS["nifti"]
+STAND_IN = runpy.run_path(str(Path(__file__).parents[2] / "stand_in" / "process.py"))
 SFORM = [0, -1.2, 0, 4, 1, 0, 0, 5, 0, 0, 2.25, 6]
 NAME = "left_atrium"
 
@@ -68,28 +69,20 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stand_in(saved, repo_root, tmp_path_factory):
+def stand_in(saved, tmp_path_factory):
     """Ports of a stand-in server, and its process."""
-    log = tmp_path_factory.mktemp("stand_in") / "log.txt"
-    command = [sys.executable, str(repo_root / "tests" / "serving_stand_in.py"), f"{NAME}={saved[1]}"]
-    with log.open("w") as errors, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=log.parent
-    ) as process:  # fmt: skip
-        line = process.stdout.readline()
-        assert line, log.read_text()
-        yield {**json.loads(line), "pid": process.pid}
-        process.stdin.close()
-        assert process.wait(30) == 0
+    with STAND_IN["running"]({NAME: saved[1]}, tmp_path_factory.mktemp("stand_in") / "log.txt") as server:
+        yield server
 
 
 def endpoint(stand_in, scheme, model=NAME):
-    return Endpoint(scheme, "127.0.0.1", stand_in["grpc" if scheme == "grpc" else "rest"], model)
+    return Endpoint(scheme, "127.0.0.1", stand_in.grpc if scheme == "grpc" else stand_in.rest, model)
 
 
 def post(stand_in, body, path=f"/v1/models/{NAME}:predict"):
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{stand_in['rest']}{path}", data, timeout=120) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{stand_in.rest}{path}", data, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -127,7 +120,7 @@ def test_the_health_check_tells_a_model_that_is_there(saved, stand_in):
     kind, *command = service["healthcheck"]["test"]
     assert kind == "CMD"
     for name, expected in ((NAME, 0), ("other", 1)):
-        words = [word.replace("8501", str(stand_in["rest"])).replace(NAME, name) for word in command]
+        words = [word.replace("8501", str(stand_in.rest)).replace(NAME, name) for word in command]
         assert subprocess.run(words, check=False, timeout=30).returncode == expected
 
 
@@ -245,7 +238,7 @@ def test_the_client_command_writes_a_mask_on_the_scan(saved, stand_in, tmp_path,
     size = (22, 19, 14)
     data = gzip.compress(nifti(scan(size)[..., 0], 4, ">", 0.5, 3, (1, 1.2, 2.25), None, SFORM))
     (tmp_path / "scan.nii.gz").write_bytes(data)
-    url = f"{scheme}://127.0.0.1:{stand_in['grpc' if scheme == 'grpc' else 'rest']}/v1/models/{NAME}"
+    url = f"{scheme}://127.0.0.1:{endpoint(stand_in, scheme).port}/v1/models/{NAME}"
     done = subprocess.run(
         [sys.executable, "-m", "semisam_tf.serving.client", f"--url={url}", tmp_path / "scan.nii.gz",
          tmp_path / "mask.nii.gz"], capture_output=True, text=True, check=False,
@@ -322,14 +315,14 @@ def test_curl_is_a_whole_client(repo_root, stand_in, tmp_path):
     (lines,) = re.findall(r"^    \{ printf .*?> mask\.nii$", text, re.MULTILINE | re.DOTALL)
     data = nifti(scan((12, 11, 10)))
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(data))
-    subprocess.run(["bash", "-ec", lines.replace("8501", str(stand_in["rest"]))], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run(["bash", "-ec", lines.replace("8501", str(stand_in.rest))], check=True, cwd=tmp_path, timeout=120)
     assert (tmp_path / "mask.nii").read_bytes() == ask_grpc(endpoint(stand_in, "grpc"), data, 60).mask
 
 
 def test_status_and_metadata_over_grpc(stand_in):
     import grpc
 
-    with grpc.insecure_channel(f"127.0.0.1:{stand_in['grpc']}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{stand_in.grpc}") as channel:
         status_request = get_model_status_pb2.GetModelStatusRequest()
         status_request.model_spec.name = NAME
         status = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(status_request, 30)
@@ -340,11 +333,6 @@ def test_status_and_metadata_over_grpc(stand_in):
         signatures = get_model_metadata_pb2.SignatureDefMap()
         assert answer.metadata["signature_def"].Unpack(signatures)
         assert {"serving_default", "nifti", "metadata"} <= set(signatures.signature_def)
-
-
-def resident_mib(pid):
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
@@ -370,7 +358,7 @@ def test_200_requests_of_8_clients_and_malformed_ones_between(saved, stand_in, t
 
     with concurrent.futures.ThreadPoolExecutor(8) as clients:
         assert all(clients.map(one, range(40)))
-        before = resident_mib(stand_in["pid"])
+        before = stand_in.resident_bytes()
         assert all(clients.map(one, range(40, 200)))
     # Four times as many requests again add nothing that stays, beyond what allocators keep.
-    assert resident_mib(stand_in["pid"]) < before + 200
+    assert stand_in.resident_bytes() < before + 200 * 2**20

@@ -1,10 +1,18 @@
-"""Benchmarks are scripts, not a package: tests load them by path."""
+"""Benchmarks and what tests share are scripts, not packages: they are loaded by path."""
 
 import importlib.util
+import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
+
+
+@pytest.fixture(scope="session")
+def runs(repo_root):
+    """`tests/serving_run.py`."""
+    return SimpleNamespace(**runpy.run_path(str(repo_root / "tests" / "serving_run.py")))
 
 
 @pytest.fixture

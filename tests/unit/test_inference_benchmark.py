@@ -89,3 +89,21 @@ def test_the_table_compares_times_within_a_run_and_a_timing_keeps_the_dice(bench
     assert rows[0] == "| r | published | 3.0 | 4.00 | 1.0 | - | - | 85.00 (2) | 1.00 |"
     assert rows[1] == "| r | ours | 3.0 | 0.50 | 8.0 | - | - | 85.00 (2) | 1.00 |"
     assert math.isclose(benchmark.PUBLISHED_SPACING_MM, 0.625)
+
+
+def test_confidence_that_ranks_and_one_that_does_not(load_benchmark):
+    module = load_benchmark("confidence")
+    dice = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    ranks = module.rank_correlation([d**3 for d in dice], dice)
+    assert ranks["spearman"] == pytest.approx(1)
+    assert ranks["p"] == pytest.approx(2 / math.factorial(6))  # the order itself and its reverse, of all
+    # By hand: ranks 2 1 4 3 6 5, 1 - 6 * 6 / (6 * 35).
+    assert module.rank_correlation([0.2, 0.1, 0.4, 0.3, 0.6, 0.5], dice)["spearman"] == pytest.approx(1 - 36 / 210)
+    assert module.rank_correlation([0.1] * 6, dice) == {"spearman": None, "p": None}
+    common = {"dice": {"a": 0.5, "b": 0.85}, "confidence": {"a": 0.9, "b": 0.8}}
+    module.write({"run": "r", "spearman": -0.25, "p": 0.5, **common})
+    module.write({"run": "s", "spearman": None, "p": None, **common})
+    assert module.table().splitlines()[2:] == [
+        "| r | 2 | 50.0 to 85.0 | 80.0 to 90.0 | -0.25 (0.5) |",
+        "| s | 2 | 50.0 to 85.0 | 80.0 to 90.0 | - |",
+    ]

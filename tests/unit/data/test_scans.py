@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from semisam_tf.data import itk
 from semisam_tf.data.itk import read_image, write_image
 from semisam_tf.data.scans import find_scans, load_scan, save_map
 from semisam_tf.data.volumes import Volume, save_volume_h5
@@ -108,6 +109,14 @@ def test_a_missing_slice_and_a_tilted_gantry_are_refused(tmp_path):
     write_series(tmp_path / "tilt", image(), shear_mm=0.5)
     with pytest.raises(ValueError, match=r"normal in .*tilt\. Received: sheared"):
         load_scan(find_scans(tmp_path / "tilt")[0])
+
+
+def test_slices_without_a_pixel_size_are_refused(tmp_path, monkeypatch):
+    """GDCM takes them for 1 mm; it writes none itself, so another tag is looked for here."""
+    write_series(tmp_path / "p", image())
+    monkeypatch.setattr(itk, "_DICOM_SPACING", ("0028|0031",))
+    with pytest.raises(ValueError, match=r"Expected a pixel size \(PixelSpacing\) in .*p\."):
+        load_scan(find_scans(tmp_path / "p")[0])
 
 
 def test_two_series_in_a_folder_are_two_scans_and_a_broken_one_is_named_when_read(tmp_path):

@@ -315,6 +315,41 @@ def test_nrrd_without_spacing_takes_the_default(tmp_path: Path) -> None:
         load_volume(files, with_label=False)
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+@pytest.mark.parametrize(
+    ("fields", "spacing_mm", "has_orientation"),
+    [
+        ("", None, False),
+        ("TransformMatrix = 0 1 0 1 0 0 0 0 1\n", None, True),
+        ("ElementSpacing = 1.5 2 3\n", (1.5, 2, 3), False),
+        ("elementspacing = 1.5 2 3\n", None, False),
+        ("ElementSize = 1.5 2 3\nOrientation = 0 1 0 1 0 0 0 0 1\n", (1.5, 2, 3), True),
+    ],
+)
+def test_metaimage_without_spacing_takes_the_default(tmp_path, suffix, fields, spacing_mm, has_orientation) -> None:
+    """MetaIO takes it for 1 mm."""
+    values = np.arange(24, dtype=np.float32)
+    header = f"ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 2 3 4\n{fields}ElementType = MET_FLOAT\n"
+    path = tmp_path / f"image{suffix}"
+    # What follows the header is no field of it.
+    comment = b"ElementSpacing = 9 9 9\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    if suffix == ".mha":
+        path.write_bytes(f"{header}ElementDataFile = LOCAL\n".encode() + values.tobytes() + comment)
+    else:
+        path.write_bytes(f"{header}ElementDataFile = a.raw\n".encode() + comment)
+        (tmp_path / "a.raw").write_bytes(values.tobytes())
+    files = CaseFiles("a", path, None, "flat")
+    loaded = load_volume(files, with_label=False, default_spacing_mm=(7, 8, 9))
+    np.testing.assert_array_equal(loaded.image.ravel(order="F"), values)
+    assert loaded.spacing_mm == (spacing_mm or (7, 8, 9))
+    assert loaded.has_orientation is has_orientation
+    if spacing_mm is None:
+        with pytest.raises(ValueError, match=rf"{path} stores none; give it by --default_spacing_mm"):
+            load_volume(files, with_label=False)
+    else:
+        assert load_volume(files, with_label=False).spacing_mm == spacing_mm
+
+
 @pytest.mark.parametrize("content", ["group", np.zeros((0, 3, 4)), np.array([b"a", b"b"]), np.zeros(3, "c8"), 1.0])
 def test_h5_whose_image_is_no_array_of_numbers_is_named(tmp_path: Path, content: object) -> None:
     path = tmp_path / "mri_norm2.h5"

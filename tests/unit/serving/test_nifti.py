@@ -127,11 +127,50 @@ def test_qform_is_read_as_by_itk(runs, tmp_path, quaternion):
     np.testing.assert_array_equal(turn_to_pir(data)[0], expected)
 
 
+@pytest.mark.parametrize(
+    "codes", [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2), (4, 3), (3, 4), (-1, 2), (1, -1)]
+)
+def test_which_of_two_forms_counts_is_as_in_itk(runs, tmp_path, codes):
+    """A qform that is LPS and an sform that is RAS: a scan that is read by the wrong one is turned by half a circle."""
+    data = bytearray(runs.nifti(runs.scan((4, 5, 3)), qform=(1, 0, 0, 1, 5, 6, 7), sform=turned("RAS")))
+    struct.pack_into("<2h", data, 252, *codes)
+    volume = by_itk(tmp_path, data)
+    assert axis_code(volume.affine) == ("RAS" if 1 == codes[1] or codes[0] < 1 else "LPS")
+    expected = axis_order(axis_code(volume.affine), "PIR").apply(volume.image)
+    np.testing.assert_array_equal(turn_to_pir(bytes(data))[0], expected)
+
+
+@pytest.mark.parametrize("shear", [0.9e-4, 3e-4])
+@pytest.mark.parametrize("sform", [None, [0.0] * 12, [np.nan] + [0.0] * 11])
+def test_an_sform_that_is_no_grid_is_refused_as_by_itk(runs, tmp_path, shear, sform):
+    data = runs.nifti(runs.scan((4, 5, 3)), sform=sform or [1, shear, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0])
+    if sform is None and shear < 1e-4:
+        np.testing.assert_array_equal(turn_to_pir(data)[1], by_itk(tmp_path, data).image[..., 0])
+        return
+    with pytest.raises(ValueError, match="orthonormal"):
+        by_itk(tmp_path, data)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a sheared sform alone"):
+        turn_to_pir(data)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_negative_voxel_size_without_orientation_is_read_as_by_python(runs, tmp_path, axis):
+    spacing = [1.0, 1.5, 2.0]
+    spacing[axis] *= -1
+    data = runs.nifti(runs.scan((4, 5, 3)), spacing=spacing)
+    volume = by_itk(tmp_path, data)
+    assert not volume.has_orientation
+    image, found = read(data)
+    np.testing.assert_array_equal(image, volume.image)
+    np.testing.assert_array_equal(found, volume.spacing_mm)
+    np.testing.assert_array_equal(turn_to_pir(data)[0], volume.image)
+
+
 def test_a_sheared_sform_gives_way_to_the_qform_or_is_refused(runs):
     image, qform = runs.scan((4, 5, 3)), (1, 0, 0, 1, 5, 6, 7)  # LPS
     sheared = [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
     expected = turn_to_pir(runs.nifti(image, qform=qform))[0]
-    assert np.any(expected != turn_to_pir(runs.nifti(image, sform=[1, 1e-4, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]))[0])
+    assert np.any(expected != turn_to_pir(runs.nifti(image, sform=[1, 5e-5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]))[0])
     np.testing.assert_array_equal(turn_to_pir(runs.nifti(image, qform=qform, sform=sheared))[0], expected)
     with pytest.raises(tf.errors.InvalidArgumentError, match="a sheared sform alone"):
         turn_to_pir(runs.nifti(image, sform=sheared))
@@ -192,6 +231,8 @@ def broken(place, layout, *values):
         (broken(108, "<f", 1e30), "vox_offset"),
         (broken(76, "<4f", 1, 1, np.nan, 1), "voxel sizes above 0 mm"),
         (broken(76, "<4f", 1, 0, 1, 1), "voxel sizes above 0 mm"),
+        (lambda d: broken(252, "<2h", 1, 0)(broken(84, "<f", -1)(d)), "above 0 beside a qform or sform"),
+        (lambda d: broken(252, "<2h", 0, 2)(broken(88, "<f", -1)(d)), "above 0 beside a qform or sform"),
         (broken(112, "<f", 1e38), "finite values"),
         (broken(352, "<f", np.nan), "finite values"),
     ],

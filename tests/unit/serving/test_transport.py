@@ -3,6 +3,7 @@
 import gzip
 import socket
 import ssl
+import struct
 import urllib.error
 
 import numpy as np
@@ -148,6 +149,29 @@ def test_words_without_a_flag_are_scan_and_mask():
 def test_wrong_flags_of_the_client(words, message, capsys):
     assert client.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def nrrd(path, *fields):
+    lines = ["NRRD0004", "type: short", "dimension: 3", "sizes: 4 3 2", "encoding: raw", "endian: little", *fields]
+    path.write_bytes("\n".join(lines).encode() + b"\n\n" + bytes(48))
+    return path
+
+
+def test_a_scan_without_spacing_is_not_sent_as_1_mm(tmp_path):
+    with pytest.raises(ValueError, match=r"voxel spacing: .*a\.nrrd stores none"):
+        client.read_scan(nrrd(tmp_path / "a.nrrd"))
+    (tmp_path / "empty.nrrd").touch()
+    with pytest.raises(ValueError, match=r"a format that ITK reads and writes. Received: empty\.nrrd"):
+        client.read_scan(tmp_path / "empty.nrrd")
+
+
+def test_a_scan_without_orientation_is_sent_without(tmp_path):
+    """ITK writes LPS where a file says nothing, and the server would turn the scan by it."""
+    turned = ("space: left-posterior-superior", "space directions: (1,0,0) (0,2,0) (0,0,3)")
+    for fields, codes in ((turned, (1, 1)), (("spacings: 1 2 3",), (0, 0))):
+        data = client.read_scan(nrrd(tmp_path / "a.nrrd", *fields))
+        assert struct.unpack_from("<2h", data, 252) == codes
+        assert struct.unpack_from("<3f", data, 80) == (1, 2, 3)
 
 
 def test_a_folder_is_no_scan(tmp_path, capsys):

@@ -1,10 +1,11 @@
 """A STAND-IN for TensorFlow Serving on the loopback: the official servicer stubs and the documented REST JSON.
 
-It is not TensorFlow Serving, of which no binary can be installed where the tests run. It loads the SavedModel with
-`tf.saved_model.load`, runs as a program of its own, and refuses to start where semisam_tf can be imported: what it
-serves is in the SavedModel. Reference: tensorflow.org/tfx/serving/api_rest; names, codes and the shape of errors.
+It is not TensorFlow Serving, of which no binary can be installed where tests and benchmarks run. It loads the
+SavedModel with `tf.saved_model.load`, runs as a program of its own, and refuses to start where semisam_tf can be
+imported: what it serves is in the SavedModel. Reference: tensorflow.org/tfx/serving/api_rest; names, codes and the
+shape of errors.
 
-    python tests/serving_stand_in.py NAME=FOLDER_OF_VERSIONS    prints {"grpc": port, "rest": port} when it is ready
+    python stand_in/server.py NAME=FOLDER_OF_VERSIONS    prints {"grpc": port, "rest": port} when it is ready
 """
 
 # What is imported after the finder is in place is imported as the server would.
