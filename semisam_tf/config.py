@@ -110,7 +110,11 @@ class Config:
     sam_points: int = option(1, "Clicks in each component, where points are prompts.", unit="points")
     sam_trust: str = option(
         "iou",
-        "Weight of SAM's answers: one, or the product of some of iou, prediction, continuity, agreement, prior.",
+        "Weight of SAM's answers: one, or the product of some of iou, prediction, continuity, agreement, prior, "
+        "selftest.",
+    )
+    sam_selftest: bool = option(
+        False, "Before training, find out on the labelled scans up to which Dice SAM helps. Trust selftest does so too."
     )
     sam_fusion: str = option(
         "sam",

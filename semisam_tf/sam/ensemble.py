@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class SamEnsemble:
             )
         self.branches, self.trusts = list(branches), tuple(trusts)
         self.prior = prior if whole_scan else None
+        # Agreement of SAM with the prediction -> trust; the self-test's, which needs this object to be made.
+        self.scan_trust: Callable[[float], float] = lambda agreement: 1.0
 
     def counts(self) -> dict[str, int]:
         """Work of all models so far, as `SamSession.counts`."""
@@ -80,10 +82,12 @@ class SamEnsemble:
         weight = weight.astype(np.float32)
         scores = {name: float(np.mean([answer.scores[name] for answer in answers])) for name in answers[0].scores}
         trusted = weight > 0
-        scores["weighted_share"] = float(np.mean(trusted))
-        scores["mean_weight"] = float(weight[trusted].mean(dtype=np.float64)) if trusted.any() else 0.0
         predicted = class_probs.argmax(axis=-1)
         scores["agreement"] = dice(fused_mask[trusted] > 0, predicted[trusted] > 0) if trusted.any() else 0.0
+        weight *= np.float32(self.scan_trust(scores["agreement"]))
+        trusted = weight > 0
+        scores["weighted_share"] = float(np.mean(trusted))
+        scores["mean_weight"] = float(weight[trusted].mean(dtype=np.float64)) if trusted.any() else 0.0
         return SamTarget(probs, weight, scores, probs)
 
 

@@ -3,7 +3,7 @@
 Each trust is in [0, 1]; those that are named are multiplied. By view (slice or window): what SAM says of itself, how
 far it agrees with the prediction that prompted it, and with its own answers in the neighbouring slices. By voxel: how
 far SAM's answers to perturbed prompts agree. By scan: whether the organ has a size and place that the labelled scans
-make likely.
+make likely, and whether SAM is expected to be better than its prompt (`selftest`).
 """
 
 from __future__ import annotations

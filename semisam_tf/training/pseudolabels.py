@@ -14,9 +14,12 @@ import h5py
 import numpy as np
 
 from semisam_tf.atomic import replacing
+from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
-from semisam_tf.data.volumes import Volume
-from semisam_tf.training.targets import Target, as_bytes, cut
+from semisam_tf.data.itk import write_image
+from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
+from semisam_tf.inference.predictor import preprocessing_of
+from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
 
 
 def target_path(folder: Path, case_id: str) -> Path:
@@ -65,6 +68,26 @@ def read_target(folder: Path, volume: Volume, n_classes: int) -> Target:
             f"Received: probs {target.probs.shape}, weight {target.weight.shape}."
         )
     return target
+
+
+def write_nifti(config: Config, folder: Path, case_id: str) -> None:
+    """Draws a target in its scan's own grid: `<case>.nii.gz`, the mask, and `<case>_trust.nii.gz`.
+
+    The trust is how sure the target is of its class, from 0 (no surer than chance) to 1, times its weight.
+    """
+    scan = load_volume(
+        find_case(config.data_dir, case_id), with_label=False, default_spacing_mm=config.default_spacing_mm or None
+    )
+    preprocessing = preprocessing_of(config)
+    grid = preprocessing.to_training_grid(scan, config.n_classes)
+    target = read_target(folder, grid, config.n_classes)
+    foreground = target.probs.astype(np.float32) / LEVELS
+    probs = np.concatenate([1 - foreground.sum(axis=-1, keepdims=True), foreground], axis=-1)
+    sure = (probs.max(axis=-1) - 1 / config.n_classes) / (1 - 1 / config.n_classes)
+    trust = sure * target.weight.astype(np.float32) / LEVELS
+    own = preprocessing.probs_to_own_grid(np.concatenate([probs, trust[..., None]], axis=-1), scan.size)
+    save_mask(folder / f"{case_id}.nii.gz", own[..., :-1].argmax(axis=-1).astype(np.uint8), scan)
+    write_image(folder / f"{case_id}_trust.nii.gz", own[..., -1], scan.spacing_mm, scan.affine)
 
 
 class StoredTargets:

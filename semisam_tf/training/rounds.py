@@ -6,6 +6,7 @@ Reference: self-training with a SAM's help, as in SemiSAM-O1; the fusion of both
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def train(config: Config) -> dict[str, Any]:
         logging.info("Round %d of %d.", number, config.rounds)
         train_once(earlier)
         targets_dir = str(Path(earlier.workdir) / "targets")
-        make_targets(config, Path(earlier.workdir), Path(targets_dir))
+        split = split_of(config)
+        make_targets(config, Path(earlier.workdir), Path(targets_dir), split.unlabelled, labelled=split.labelled)
     if config.rounds > 1:
         logging.info("Round %d of %d.", config.rounds, config.rounds)
     return train_once(dataclasses.replace(config, targets_dir=targets_dir))
@@ -61,13 +63,31 @@ def earlier_round(config: Config, number: int, targets_dir: str) -> Config:
     )
 
 
-def make_targets(config: Config, workdir: Path, folder: Path) -> None:
-    """Writes the targets of all unlabelled scans that have none yet, from the finished run in `workdir`."""
-    split = split_of(config)
-    missing = [case for case in split.unlabelled if not target_path(folder, case).is_file()]
-    if missing:
-        predictor, which = load_predictor(workdir)
-        ensemble = _ensemble(config)
+def make_targets(
+    config: Config,
+    workdir: Path,
+    folder: Path,
+    case_ids: Sequence[str],
+    labelled: Sequence[str],
+    wanted: str = "auto",
+) -> None:
+    """Writes the targets of those scans that have none yet, from the finished run in `workdir`.
+
+    Args:
+        config: How scans are read and SAM is asked.
+        workdir: The run that predicts.
+        folder: Where targets go.
+        case_ids: The scans; their labels are not opened.
+        labelled: Cases whose labels the trusts "prior" and "selftest" may look at.
+        wanted: "student", "teacher", or "auto" for what the run decided.
+    """
+    missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
+    if not missing:
+        return
+    predictor, which = load_predictor(workdir, wanted)
+    ensemble = None
+    if config.sam_folders():
+        ensemble = sam_ensemble(config, load_labelled(config, labelled), sam_sessions(config))
     for number, case_id in enumerate(missing, start=1):
         (volume,) = load_unlabelled(config, [case_id])
         make_target(config, predictor, ensemble, volume, folder)
@@ -84,9 +104,3 @@ def make_target(
         said = ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
     probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
     write_target(folder, volume.case_id, probs, weight, said.scores)
-
-
-def _ensemble(config: Config) -> SamEnsemble | None:
-    if not config.sam_folders():
-        return None
-    return sam_ensemble(config, load_labelled(config, split_of(config).labelled), sam_sessions(config))

@@ -26,6 +26,7 @@ from semisam_tf.training import checkpoint
 from semisam_tf.training.optimizers import build_optimizer
 from semisam_tf.training.pseudolabels import StoredTargets
 from semisam_tf.training.sam_teaching import SamTeaching
+from semisam_tf.training.selftest import selftest_of
 from semisam_tf.training.step import Schedule, TrainStep
 
 # Settings that mean something for a SAM of slices only.
@@ -152,7 +153,13 @@ def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSessi
     if "prior" in trusts:
         labels = [volume.label for volume in labelled if volume.label is not None]
         prior = OrganPrior.of(labels, [volume.spacing_mm for volume in labelled], config.n_classes)
-    return SamEnsemble(branches, trusts, prior, whole_scan=config.sam_mode != "online")
+    whole_scan = config.sam_mode != "online"
+    ensemble = SamEnsemble(branches, trusts, prior, whole_scan)
+    if "selftest" in trusts or config.sam_selftest:
+        found = selftest_of(config, ensemble, labelled)
+        if "selftest" in trusts and whole_scan:
+            ensemble.scan_trust = found.trust
+    return ensemble
 
 
 def _warn_of_vain_flags(config: Config, session: SamSession) -> None:

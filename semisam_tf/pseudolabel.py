@@ -1,0 +1,81 @@
+"""Writes targets from a finished run and a SAM: `python -m semisam_tf.pseudolabel --workdir=DIR --output=DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from semisam_tf.options import OptionError, option, run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudolabelConfig:
+    """Writes the targets that --sam_mode=offline learns from, and NIfTI files of them for a viewer."""
+
+    workdir: str = option("", "Folder of a finished run; its settings hold for all that is no flag here.")
+    data_dir: str = option("", "Folder of scans. Empty: the run's.")
+    output: str = option("", "Folder to write. Targets that are there are kept.")
+    cases: str = option("", "File of case names, one a line. Empty: the run's unlabelled cases.")
+    model: str = option("auto", "Weights to use; auto: as the run decided.", choices=("auto", "student", "teacher"))
+    sam_dir: str = option("", "Folders of SAM exports, separated by commas. Empty: the predictions alone.")
+    sam_axis: tuple[int, ...] = option((2,), "Axes along which a scan is cut into slices.")
+    sam_margin_vox: tuple[int, ...] = option((0, 2, 4), "Boxes are drawn this much around a component.", unit="voxels")
+    sam_slice_step: int = option(1, "Every so manieth slice is prompted; the others are interpolated.", unit="slices")
+    sam_trust: str = option("agreement", "Weight of SAM's answers, as in training.")
+    sam_fusion: str = option("mean", "SAM's mask, or the mean of both probabilities.", choices=("sam", "mean"))
+    sam_smoothing_vox: float = option(0.7, "Gaussian that smooths the fused probabilities.", unit="voxels")
+    sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    nifti: bool = option(
+        True,
+        "Also write <case>.nii.gz, the mask to correct and use as a label, and <case>_trust.nii.gz, how sure it is "
+        "(0..1), in the scan's own grid.",
+    )
+
+
+def pseudolabel_command(config: PseudolabelConfig) -> int:
+    """Writes what is missing."""
+    for name in ("workdir", "output"):
+        if not getattr(config, name):
+            raise OptionError(f"--{name} is needed (--help lists every flag).")
+    from semisam_tf.flavour import require_onnxruntime, require_tensorflow
+
+    require_tensorflow()
+    require_onnxruntime()
+    from absl import logging
+
+    from semisam_tf.data.splits import read_cases
+    from semisam_tf.inference.predictor import read_run
+    from semisam_tf.training.pseudolabels import write_nifti
+    from semisam_tf.training.rounds import make_targets
+
+    run = read_run(Path(config.workdir))
+    same = [field.name for field in dataclasses.fields(config) if field.name.startswith("sam_")]
+    settings = dataclasses.replace(
+        run["config"],
+        **{name: getattr(config, name) for name in same},
+        data_dir=config.data_dir or run["config"].data_dir,
+        sam_mode="offline",
+        sam_cache_dir=config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
+    )
+    cases = read_cases(config.cases) if config.cases else run["unlabelled"]
+    if not cases:
+        raise OptionError("--cases is needed: the run had no unlabelled cases.")
+    folder = Path(config.output)
+    make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)
+    if config.nifti:
+        for case_id in cases:
+            write_nifti(settings, folder, case_id)
+    logging.info("Targets of %d scans in %s.", len(cases), folder)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return run_command(PseudolabelConfig, "semisam_tf.pseudolabel", words, pseudolabel_command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Orders unlabelled scans by how much labelling them should help: `python -m semisam_tf.rank --workdir=DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semisam_tf.options import OptionError, option, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from semisam_tf.config import Config
+    from semisam_tf.data.volumes import Volume
+    from semisam_tf.inference.predictor import Predictor
+    from semisam_tf.inference.ranking import Opinion
+    from semisam_tf.sam.ensemble import SamEnsemble
+
+
+@dataclasses.dataclass(frozen=True)
+class RankConfig:
+    """Orders unlabelled scans by how much labelling them should help, with a picture of each."""
+
+    workdir: str = option("", "Folder of a finished run.")
+    data_dir: str = option("", "Folder of scans. Empty: the run's.")
+    cases: str = option("", "File of case names, one a line. Empty: the run's unlabelled cases.")
+    output: str = option("", "Folder for rank.json and the pictures. Empty: <workdir>/rank.")
+    sam_dir: str = option("", "Folders of SAM exports whose disagreement counts, too. Empty: none.")
+    sam_slice_step: int = option(4, "Every so manieth slice is prompted.", unit="slices")
+    sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    pictures: int = option(10, "Pictures of so many scans, best first.", unit="scans")
+
+
+def rank(config: RankConfig) -> list[dict[str, Any]]:
+    """Ranks, writes `rank.json` and the pictures; opens no label but those of the run's labelled scans' features.
+
+    Returns:
+        An entry a scan, best first: "case_id", "score" and the measures of `ranking.DISAGREEMENTS`.
+    """
+    from semisam_tf.atomic import write_json
+    from semisam_tf.data.splits import read_cases
+    from semisam_tf.inference.predictor import load_predictor, read_run
+    from semisam_tf.inference.ranking import features_of, order
+    from semisam_tf.training.loop import load_labelled, load_unlabelled, sam_sessions
+    from semisam_tf.training.state import sam_ensemble
+
+    if not config.workdir:
+        raise OptionError("--workdir is needed (--help lists every flag).")
+    workdir = Path(config.workdir)
+    output = Path(config.output or workdir / "rank")
+    run = read_run(workdir)
+    settings = dataclasses.replace(
+        run["config"],
+        data_dir=config.data_dir or run["config"].data_dir,
+        sam_mode="offline",
+        sam_dir=config.sam_dir,
+        sam_slice_step=config.sam_slice_step,
+        sam_trust="one",
+        sam_cache_dir=config.sam_cache_dir or str(output / "sam_cache"),
+    )
+    cases = read_cases(config.cases) if config.cases else run["unlabelled"]
+    if not cases:
+        raise OptionError("--cases is needed: the run had no unlabelled cases.")
+    labelled = load_labelled(settings, run["labelled"])
+    predictors = {which: load_predictor(workdir, which)[0] for which in ("student", "teacher")}
+    ensemble = sam_ensemble(settings, labelled, sam_sessions(settings)) if settings.sam_folders() else None
+    opinions, masks = {}, {}
+    for case_id in cases:
+        (volume,) = load_unlabelled(settings, [case_id])
+        opinions[case_id], masks[case_id] = opinion_of(volume, predictors, ensemble)
+    known = [features_of(v.image, v.label, v.spacing_mm) for v in labelled if v.label is not None]
+    entries = [
+        {"case_id": case_id, "score": round(score, 5), **opinions[case_id].disagreement}
+        for case_id, score in order(opinions, known)
+    ]
+    write_json(output / "rank.json", {"labelled": run["labelled"], "scans": entries})
+    _draw(settings, output, entries[: config.pictures], masks)
+    return entries
+
+
+def opinion_of(
+    volume: Volume, predictors: dict[str, Predictor], ensemble: SamEnsemble | None
+) -> tuple[Opinion, np.ndarray]:
+    """What student, teacher and SAM make of a scan in the training grid, and the teacher's mask."""
+    import numpy as np
+
+    from semisam_tf.inference.ranking import Opinion, features_of, mean_entropy
+    from semisam_tf.sam.target import dice
+
+    probs = {which: predictor.probs(volume.image) for which, predictor in predictors.items()}
+    masks = {which: array.argmax(axis=-1).astype(np.uint8) for which, array in probs.items()}
+    disagreement = {
+        "student_teacher": 1 - dice(masks["student"] > 0, masks["teacher"] > 0),
+        "uncertainty": mean_entropy(probs["teacher"]),
+    }
+    if ensemble is not None:
+        said = ensemble.target(volume.image, probs["teacher"], key=volume.case_id, spacing_mm=volume.spacing_mm)
+        disagreement["sam_teacher"] = 1 - said.scores["agreement"]
+    return Opinion(disagreement, features_of(volume.image, masks["teacher"], volume.spacing_mm)), masks["teacher"]
+
+
+def _draw(config: Config, output: Path, entries: list[dict[str, Any]], masks: dict[str, np.ndarray]) -> None:
+    from semisam_tf.inference.picture import CasePicture, save_rows
+    from semisam_tf.training.loop import load_unlabelled
+
+    for place, entry in enumerate(entries, start=1):
+        (volume,) = load_unlabelled(config, [entry["case_id"]])
+        title = f"{place}: {entry['case_id']}\nscore {entry['score']:.3f}"
+        name = entry["case_id"].replace("/", "_")
+        save_rows(output / f"{place:03d}_{name}.png", [CasePicture(title, volume, masks[entry["case_id"]])])
+
+
+def rank_command(config: RankConfig) -> int:
+    """Ranks and prints the order."""
+    from semisam_tf.flavour import require_onnxruntime, require_tensorflow
+
+    require_tensorflow()
+    require_onnxruntime()
+    for place, entry in enumerate(rank(config), start=1):
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in entry.items() if name != "case_id")
+        sys.stdout.write(f"{place:3d}  {entry['case_id']}  {shown}\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(RankConfig, "semisam_tf.rank", sys.argv[1:] if argv is None else argv, rank_command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

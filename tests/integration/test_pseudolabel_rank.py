@@ -1,0 +1,55 @@
+"""The commands around unlabelled scans, as a user gives them."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from semisam_tf import pseudolabel, rank
+from semisam_tf.config import Config
+from semisam_tf.data.volumes import find_case, load_volume
+from semisam_tf.training.rounds import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sam, tmp_path):
+    (tmp_path / "cases").write_text("case1\ncase2\n")
+    words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'targets'}"]
+    assert pseudolabel.main([*words, f"--sam_dir={tiny_sam}", "--sam_margin_vox=0,1"]) == 0
+    scan = load_volume(find_case(tiny_cohort, "case1"), with_label=True)
+    image = sitk.ReadImage(str(tmp_path / "targets" / "case1.nii.gz"))
+    mask = sitk.GetArrayFromImage(image).T
+    overlap = 2 * (mask * scan.label).sum() / (mask.sum() + scan.label.sum())
+    assert overlap > 0.8
+    assert image.GetSpacing() == pytest.approx(scan.spacing_mm)
+    trust = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "targets" / "case1_trust.nii.gz"))).T
+    assert 0 <= trust.min() < 0.5 < trust[mask > 0].mean() <= 1
+    with h5py.File(tmp_path / "targets" / "case2.h5") as file:
+        assert 0 < json.loads(file.attrs["scores"])["agreement"] <= 1
+
+    (tmp_path / "all").write_text("case0\ncase1\ncase2\n")
+    settings = {
+        "data_dir": str(tiny_cohort), "workdir": str(tmp_path / "run"), "train_list": str(tmp_path / "all"), "filters": 2,
+        "patch_size": (16, 16, 16), "max_steps": 2, "sam_mode": "offline", "targets_dir": str(tmp_path / "targets"),
+        "method": "supervised",
+    }  # fmt: skip
+    result = train(Config(**settings))
+    assert result["sam"]["taught_share"] > 0.5
+    assert result["sam"]["sam_calls"] == 0
+
+
+def test_rank_writes_an_order_and_pictures(tiny_run, tiny_sam, tmp_path, capsys):
+    (tmp_path / "cases").write_text("case3\ncase4\n")
+    words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'rank'}"]
+    assert rank.main([*words, f"--sam_dir={tiny_sam}", "--pictures=1"]) == 0
+    written = json.loads((tmp_path / "rank" / "rank.json").read_text())
+    assert sorted(entry["case_id"] for entry in written["scans"]) == ["case3", "case4"]
+    first, second = written["scans"]
+    assert first["score"] >= second["score"]
+    assert set(first) == {"case_id", "score", "student_teacher", "sam_teacher", "uncertainty"}
+    assert capsys.readouterr().out.splitlines()[0].split()[:2] == ["1", first["case_id"]]
+    assert [path.name for path in (tmp_path / "rank").glob("*.png")] == [f"001_{first['case_id']}.png"]
+    assert np.isfinite([entry["score"] for entry in written["scans"]]).all()
