@@ -32,9 +32,9 @@ def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sa
 
     (tmp_path / "all").write_text("case0\ncase1\ncase2\n")
     settings = {
-        "data_dir": str(tiny_cohort), "workdir": str(tmp_path / "run"), "train_list": str(tmp_path / "all"), "filters": 2,
-        "patch_size": (16, 16, 16), "max_steps": 2, "sam_mode": "offline", "targets_dir": str(tmp_path / "targets"),
-        "method": "supervised",
+        "data_dir": str(tiny_cohort), "workdir": str(tmp_path / "run"), "train_list": str(tmp_path / "all"),
+        "filters": 2, "patch_size": (16, 16, 16), "max_steps": 2, "sam_mode": "offline", "method": "supervised",
+        "targets_dir": str(tmp_path / "targets"),
     }  # fmt: skip
     result = train(Config(**settings))
     assert result["sam"]["taught_share"] > 0.5
