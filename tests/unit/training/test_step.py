@@ -100,6 +100,64 @@ def test_teacher_of_a_supervised_run_follows_the_students_statistics():
     np.testing.assert_array_equal(means[0][0], means[1][0])
 
 
+COPY_PASTE = dataclasses.replace(CONFIG, method="bidirectional_copy_paste")
+
+
+class Counted:
+    """A network that notes how many items each of its passes had when the step was traced."""
+
+    def __init__(self, model, passes):
+        self.model, self.passes = model, passes
+
+    def __call__(self, images, training):
+        self.passes.append(images.shape[0])
+        return self.model(images, training=training)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+def passes(config, sam=()):
+    """Items of each pass of (student, teacher) in one step on one labelled and two unlabelled items."""
+    step, student, teacher = build(config), [], []
+    step.student, step.teacher = Counted(step.student, student), Counted(step.teacher, teacher)
+    step(Schedule.at(config, 0), *batch(), *sam)
+    return student, teacher
+
+
+def test_no_network_is_run_in_vain():
+    sam = (np.zeros((2, 16, 16, 16, 2), np.float32), np.zeros((2, 16, 16, 16), np.float32))
+    online = {"sam_mode": "online", "sam_dir": "s"}
+    assert passes(CONFIG) == ([3], [3])
+    assert passes(dataclasses.replace(CONFIG, **online), sam) == ([3], [3])
+    assert passes(dataclasses.replace(CONFIG, method="supervised")) == ([3], [])
+    assert passes(COPY_PASTE) == ([3], [2])
+    # SAM's target is of the plain crops, which copy-paste alone never shows to the student.
+    assert passes(dataclasses.replace(COPY_PASTE, **online), sam) == ([3, 2], [2])
+
+
+def test_copy_paste_learns_from_unlabelled_images_from_its_start_step_on():
+    other = np.zeros((16, 16, 16, 1), np.float32)
+    assert np.any(trained(COPY_PASTE) != trained(COPY_PASTE, changed_image=other))
+    later = dataclasses.replace(COPY_PASTE, copy_paste_start_step=1)
+    np.testing.assert_array_equal(trained(later), trained(later, changed_image=other))
+
+
+def test_copy_paste_is_traced_once_and_draws_new_boxes_every_step():
+    config = dataclasses.replace(COPY_PASTE, copy_paste_start_step=1, learning_rate=0.0, ema_decay=0.0)
+    step = build(config)
+    terms = [step(Schedule.at(config, t), *batch())["cross_entropy"].numpy() for t in (0, 1, 2, 2)]
+    assert step.traces == 1
+    assert len({float(term) for term in terms}) == 3
+    assert terms[2] == terms[3]
+
+
+def test_the_teachers_labels_weigh_a_share_of_the_supervised_weight():
+    config = dataclasses.replace(COPY_PASTE, supervised_weight=0.5, pseudo_label_weight=0.4)
+    weights = Schedule.at(config, 0).weights
+    assert weights == {"cross_entropy": 0.5, "dice": 0.5, "pseudo_cross_entropy": 0.2, "pseudo_dice": 0.2}
+
+
 def test_noise_is_clipped_and_a_function_of_seed_step_and_pass():
     noise = input_noise(seed=1, deviation=0.1)
     images = np.zeros((1, 32, 32, 32, 1), np.float32)
