@@ -14,7 +14,10 @@ WINDOW_OVERLAP = 0.75
 WINDOW_BLEND = "uniform"
 WINDOW_BLENDS = ("uniform", "gaussian")
 
-FRAMEWORK_NAMES = ("supervised", "mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste")
+FRAMEWORK_NAMES = (
+    "supervised", "mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste",
+    "cross_pseudo_supervision",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Inputs:
         entropy_threshold: Scalar in nats, for UA-MT.
         passes: Number of teacher passes for UA-MT.
         distance: (student logits, teacher probs) -> [B, X, Y, Z, K], one of `losses.DISTANCES`.
+        second: The second student in training mode, for those of `USES_SECOND`.
     """
 
     images: tf.Tensor
@@ -45,6 +46,7 @@ class Inputs:
     entropy_threshold: tf.Tensor
     passes: int
     distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.squared_distance
+    second: Student | None = None
 
     @functools.cached_property
     def student_logits(self) -> tf.Tensor:
@@ -61,10 +63,14 @@ class Inputs:
 
 def supervised(inputs: Inputs) -> Terms:
     """Cross entropy and foreground Dice on the labelled items."""
-    logits = inputs.student_logits[: inputs.labels.shape[0]]
+    return _supervised(inputs.student_logits, inputs.labels)
+
+
+def _supervised(batch_logits: tf.Tensor, labels: tf.Tensor, prefix: str = "") -> Terms:
+    logits = batch_logits[: labels.shape[0]]
     return {
-        "cross_entropy": losses.cross_entropy(logits, inputs.labels),
-        "dice": losses.dice_loss(tf.nn.softmax(logits), inputs.labels),
+        f"{prefix}cross_entropy": losses.cross_entropy(logits, labels),
+        f"{prefix}dice": losses.dice_loss(tf.nn.softmax(logits), labels),
     }
 
 
@@ -129,11 +135,33 @@ def bidirectional_copy_paste(inputs: Inputs) -> Terms:
     }
 
 
+def cross_pseudo_supervision(inputs: Inputs) -> Terms:
+    """CPS: two students from different initial weights; each learns the labels, and the other's argmax elsewhere.
+
+    "consistency" is the cross entropy of either with the other's argmax on the unlabelled items, summed. SAM teaches
+    the first student; what it says reaches the second by way of the first. The run's teacher, which takes no part, is
+    the average of the first student, and a run is judged by these two; the second's weights are kept beside theirs.
+
+    Reference: arXiv 2106.01226, as SSL4MIS has it.
+    Departs: the paper has labelled items among those of "consistency"; SSL4MIS has not, and neither has this. One
+    optimiser trains both students, so that adamw's clipping is by their common norm. The students differ by their seeds
+    (SSL4MIS: Kaiming's and Xavier's distributions).
+    """
+    if inputs.second is None:
+        raise ValueError("Expected a second student: cross pseudo supervision has two. Received: none.")
+    first, ours, theirs = inputs.labels.shape[0], inputs.student_logits, inputs.second(inputs.images)
+    consistency = losses.cross_entropy(ours[first:], tf.argmax(theirs[first:], axis=-1)) + losses.cross_entropy(
+        theirs[first:], tf.argmax(ours[first:], axis=-1)
+    )
+    return supervised(inputs) | _supervised(theirs, inputs.labels, "second_") | {"consistency": consistency}
+
+
 FRAMEWORKS: dict[str, Callable[[Inputs], Terms]] = {
     "supervised": supervised,
     "mean_teacher": mean_teacher,
     "uncertainty_aware_mean_teacher": uncertainty_aware_mean_teacher,
     "bidirectional_copy_paste": bidirectional_copy_paste,
+    "cross_pseudo_supervision": cross_pseudo_supervision,
 }
 _SUPERVISED = ("cross_entropy", "dice")
 # The terms that each returns: `training.step` has a weight for every name.
@@ -142,5 +170,8 @@ TERMS: dict[str, tuple[str, ...]] = {
     "mean_teacher": (*_SUPERVISED, "consistency"),
     "uncertainty_aware_mean_teacher": (*_SUPERVISED, "consistency"),
     "bidirectional_copy_paste": (*_SUPERVISED, "pseudo_cross_entropy", "pseudo_dice"),
+    "cross_pseudo_supervision": (*_SUPERVISED, "second_cross_entropy", "second_dice", "consistency"),
 }
 USES_TEACHER = frozenset({"mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste"})
+# Those with a second student, trained like the first.
+USES_SECOND = frozenset({"cross_pseudo_supervision"})

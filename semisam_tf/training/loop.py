@@ -86,7 +86,8 @@ def train(config: Config) -> dict[str, Any]:
     """Trains, or goes on training, the run that `config` describes.
 
     Returns:
-        The contents of `<workdir>/result.json`. The weights are in `student.weights.h5` and `teacher.weights.h5`.
+        The contents of `<workdir>/result.json`. The weights are in `student.weights.h5` and `teacher.weights.h5`, and
+        `second.weights.h5` where there is a second student.
 
     Raises:
         OptionError: Settings that contradict each other or the run already in the workdir.
@@ -206,7 +207,7 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
 
 def _finish(training: Training) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
-    for name, model in (("student", training.student), ("teacher", training.teacher)):
+    for name, model in training.networks().items():
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
     result = training.result()

@@ -19,6 +19,7 @@ from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.session import SamSession
 from semisam_tf.semi.ema import copy_weights
+from semisam_tf.semi.frameworks import USES_SECOND
 from semisam_tf.training import checkpoint
 from semisam_tf.training.optimizers import build_optimizer
 from semisam_tf.training.sam_teaching import SamTeaching
@@ -38,6 +39,7 @@ class Training:
     optimizer: keras.optimizers.Optimizer
     train_step: TrainStep
     sam: SamTeaching | None
+    second: keras.Model | None = None
     step: int = 0
     duration_s: float = 0.0
     data_wait_s: float = 0.0
@@ -46,6 +48,7 @@ class Training:
     def build(cls, config: Config, channels: int, unlabelled: list[Volume], session: SamSession | None) -> Training:
         """A run at step 0; the teacher starts as a copy of the student."""
         student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
+        second = network_of(config, channels, "second") if config.method in USES_SECOND else None
         copy_weights(teacher, student)
         optimizer = build_optimizer(config)
         sam = None
@@ -53,7 +56,13 @@ class Training:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
             branch = _sam_branch(config, session)
             sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled)
-        return cls(config, student, teacher, optimizer, TrainStep(config, student, teacher, optimizer), sam)
+        train_step = TrainStep(config, student, teacher, optimizer, second=second)
+        return cls(config, student, teacher, optimizer, train_step, sam, second)
+
+    def networks(self) -> dict[str, keras.Model]:
+        """All networks of the run by name."""
+        others = {} if self.second is None else {"second": self.second}
+        return {"student": self.student, "teacher": self.teacher, **others}
 
     def save(self) -> None:
         """Writes a checkpoint of the state after `step` steps.
@@ -61,11 +70,8 @@ class Training:
         Raises:
             RuntimeError: A weight is not finite, which a finite loss does not rule out.
         """
-        arrays = {
-            "student": checkpoint.arrays_of(self.student.variables),
-            "teacher": checkpoint.arrays_of(self.teacher.variables),
-            "optimizer": checkpoint.arrays_of(self.optimizer.variables),
-        }
+        arrays = {name: checkpoint.arrays_of(model.variables) for name, model in self.networks().items()}
+        arrays["optimizer"] = checkpoint.arrays_of(self.optimizer.variables)
         broken = [n for group in arrays.values() for n, a in group.items() if not np.isfinite(a).all()]
         if broken:
             raise RuntimeError(
@@ -83,8 +89,8 @@ class Training:
         if found is None:
             return
         self.step, arrays, state = found
-        checkpoint.assign(self.student.variables, arrays["student"], "student")
-        checkpoint.assign(self.teacher.variables, arrays["teacher"], "teacher")
+        for name, model in self.networks().items():
+            checkpoint.assign(model.variables, arrays[name], name)
         checkpoint.assign(self.optimizer.variables, arrays["optimizer"], "optimizer")
         self.duration_s, self.data_wait_s = state["duration_s"], state["data_wait_s"]
         if self.sam is not None:

@@ -37,6 +37,8 @@ class Schedule(NamedTuple):
         by_name = {
             "cross_entropy": config.supervised_weight,
             "dice": config.supervised_weight,
+            "second_cross_entropy": config.supervised_weight,
+            "second_dice": config.supervised_weight,
             "consistency": schedules.consistency_weight(step, config.consistency_weight, config.consistency_ramp_steps),
             "pseudo_cross_entropy": pseudo,
             "pseudo_dice": pseudo,
@@ -77,8 +79,9 @@ class TrainStep:
 
     Args:
         student, teacher: The same network twice; [B, X, Y, Z, C] -> logits [B, X, Y, Z, K].
-        optimizer: Built on the student's trainable variables.
+        optimizer: Built on the trainable variables of the student, and of the second one.
         noise: Noise of the teacher's inputs.
+        second: Another student, for the frameworks of `USES_SECOND`.
     """
 
     def __init__(
@@ -88,8 +91,9 @@ class TrainStep:
         teacher: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         noise: NoiseFn | None = None,
+        second: keras.Model | None = None,
     ) -> None:
-        self.student, self.teacher, self.optimizer = student, teacher, optimizer
+        self.student, self.teacher, self.optimizer, self.second = student, teacher, optimizer, second
         self.framework, self.seed = FRAMEWORKS[config.method], config.seed
         self.passes = config.uncertainty_passes
         self.distance = losses.DISTANCES[config.consistency_distance]
@@ -97,7 +101,7 @@ class TrainStep:
         self.teacher_has_statistics = config.method in USES_TEACHER
         self.noise = noise or input_noise(config.seed, config.teacher_noise)
         self.traces = 0
-        optimizer.build(student.trainable_variables)
+        optimizer.build(self._trained())
         self._compiled = tf.function(self._step)
 
     def __call__(
@@ -132,6 +136,10 @@ class TrainStep:
         step = tf.constant(schedule.step, tf.int64)
         return self._compiled(tf.convert_to_tensor(images), tf.convert_to_tensor(labels), sam, step, scalars, weights)
 
+    def _trained(self) -> list[keras.Variable]:
+        students = [self.student] if self.second is None else [self.student, self.second]
+        return [variable for model in students for variable in model.trainable_variables]
+
     def _inputs(self, images, labels, step, scalars):
         def teacher(clean: tf.Tensor, index: int | None) -> tf.Tensor:
             seen = clean if index is None else clean + self.noise(clean, step, index)
@@ -147,6 +155,7 @@ class TrainStep:
             entropy_threshold=scalars["entropy_threshold"],
             passes=self.passes,
             distance=self.distance,
+            second=None if self.second is None else lambda seen: self.second(seen, training=True),
         )
 
     def _step(self, images, labels, sam, step, scalars, weights):
@@ -157,7 +166,7 @@ class TrainStep:
             if sam is not None:
                 terms["sam"] = losses.sam_distance(tf.nn.softmax(inputs.unlabelled_logits), *sam)
             total = tf.add_n([weights[name] * term for name, term in terms.items()])
-        variables = self.student.trainable_variables
+        variables = self._trained()
         self.optimizer.learning_rate.assign(scalars["learning_rate"])
         self.optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
         ema.update_teacher(self.teacher, self.student, scalars["ema_decay"], not self.teacher_has_statistics)

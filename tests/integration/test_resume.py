@@ -40,9 +40,9 @@ def command(data_dir, workdir, sam_mode, sam_dir, method="mean_teacher"):
 
 
 def final_arrays(workdir):
-    """Weights of student and teacher and, from the last checkpoint, the optimiser's and SAM's state."""
+    """Weights of all networks and, from the last checkpoint, their whole state, the optimiser's and SAM's."""
     arrays = {}
-    for path in (workdir / "student.weights.h5", workdir / "teacher.weights.h5"):
+    for path in sorted(workdir.glob("*.weights.h5")):
         with h5py.File(path) as file:
             file.visititems(
                 lambda name, item, path=path: (
@@ -82,6 +82,7 @@ def kill_after_checkpoint(words, workdir, step):
         pytest.param("cached", "tiny_volume_sam", "", marks=pytest.mark.slow),
         # It has no state of its own; resumed between its two stages.
         pytest.param("off", "tiny_sam", "bidirectional_copy_paste", marks=pytest.mark.slow),
+        ("off", "tiny_sam", "cross_pseudo_supervision"),
     ],
 )
 def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, request, sam_mode, sam, method):
@@ -99,6 +100,8 @@ def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, re
 
     expected, received = final_arrays(whole), final_arrays(killed)
     assert expected.keys() == received.keys()
+    networks = {"student", "teacher"} | ({"second"} if method == "cross_pseudo_supervision" else set())
+    assert {path.name for path in killed.glob("*.weights.h5")} == {f"{name}.weights.h5" for name in networks}
     for name, array in expected.items():
         np.testing.assert_array_equal(received[name], array, err_msg=name)
     if sam_mode != "off":

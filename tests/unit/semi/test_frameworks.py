@@ -1,5 +1,7 @@
 """What each framework takes from student, teacher and batch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,8 +11,9 @@ from semisam_tf.semi import copy_paste, losses
 from semisam_tf.semi.frameworks import FRAMEWORKS, TERMS, USES_TEACHER, Inputs
 
 
-def inputs(student_logits, teacher_logits, threshold=10.0, asked=None, seen=None):
-    """Two items of one voxel; the first is labelled 1."""
+def inputs(student_logits, teacher_logits, threshold=10.0, asked=None, seen=None, second_logits=None):
+    """Two items of one voxel; the first is labelled 1. The second student is like the first unless told."""
+    second_logits = student_logits if second_logits is None else second_logits
 
     def student(images):
         if seen is not None:
@@ -31,6 +34,7 @@ def inputs(student_logits, teacher_logits, threshold=10.0, asked=None, seen=None
         mixes_unlabelled=tf.constant(True),
         entropy_threshold=tf.constant(threshold),
         passes=3,
+        second=lambda images: tf.constant(second_logits, tf.float32)[-images.shape[0] :],
     )
 
 
@@ -54,7 +58,7 @@ def test_every_framework_returns_the_terms_it_is_listed_with(name):
         assert term.dtype == tf.float32
 
 
-@pytest.mark.parametrize("name", ["supervised", "mean_teacher", "uncertainty_aware_mean_teacher"])
+@pytest.mark.parametrize("name", sorted({*FRAMEWORK_NAMES} - {"bidirectional_copy_paste"}))
 def test_sam_takes_the_unlabelled_part_of_the_pass_that_the_framework_made(name):
     seen = []
     given = inputs(logits((0, 0), (3, 4)), logits((0, 0), (0, 0)), seen=seen)
@@ -101,6 +105,24 @@ def test_ua_mt_drops_voxels_above_the_threshold():
     framework = FRAMEWORKS["uncertainty_aware_mean_teacher"]
     terms = framework(inputs(logits((0, 0), (5, 0)), logits((0, 0), (0, 0)), threshold=0.5))
     assert float(terms["consistency"]) == 0.0
+
+
+def test_each_student_of_cross_pseudo_supervision_learns_the_others_argmax():
+    first, second = logits((0, 0), (2, 0)), logits((0, np.log(3)), (0, 1))
+    terms = FRAMEWORKS["cross_pseudo_supervision"](inputs(first, logits((0, 0), (0, 0)), second_logits=second))
+    # On the unlabelled voxel the first says class 0, the second class 1.
+    np.testing.assert_allclose(terms["consistency"], np.log(1 + np.e**2) + np.log(1 + np.e), rtol=1e-6)
+    np.testing.assert_allclose(terms["cross_entropy"], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(terms["second_cross_entropy"], np.log(4 / 3), rtol=1e-6)
+    # Dice of one voxel of the class: 1 - 2 p / (p^2 + 1).
+    np.testing.assert_allclose(terms["dice"], 1 - 1 / 1.25, rtol=1e-4)
+    np.testing.assert_allclose(terms["second_dice"], 1 - 1.5 / 1.5625, rtol=1e-4)
+
+
+def test_cross_pseudo_supervision_without_a_second_student_is_refused():
+    given = dataclasses.replace(inputs(logits((0, 0), (0, 0)), logits((0, 0), (0, 0))), second=None)
+    with pytest.raises(ValueError, match="Expected a second student"):
+        FRAMEWORKS["cross_pseudo_supervision"](given)
 
 
 SIZE = (6, 6, 6)

@@ -8,6 +8,7 @@ import pytest
 
 from semisam_tf.config import Config
 from semisam_tf.models.normalisation import normalisation_layer
+from semisam_tf.semi.frameworks import USES_SECOND
 from semisam_tf.training.optimizers import build_optimizer
 from semisam_tf.training.step import Schedule, TrainStep, input_noise
 
@@ -25,7 +26,9 @@ def network(seed, normalisation):
 
 
 def build(config, normalisation="instance"):
-    return TrainStep(config, *(network(seed, normalisation) for seed in (0, 1)), build_optimizer(config))
+    networks = [network(seed, normalisation) for seed in (0, 1, 2)]
+    second = networks[2] if config.method in USES_SECOND else None
+    return TrainStep(config, *networks[:2], build_optimizer(config), second=second)
 
 
 def batch(seed=0):
@@ -130,7 +133,6 @@ def test_no_network_is_run_in_vain():
     online = {"sam_mode": "online", "sam_dir": "s"}
     assert passes(CONFIG) == ([3], [3])
     assert passes(dataclasses.replace(CONFIG, **online), sam) == ([3], [3])
-    assert passes(dataclasses.replace(CONFIG, method="supervised")) == ([3], [])
     assert passes(COPY_PASTE) == ([3], [2])
     # SAM's target is of the plain crops, which copy-paste alone never shows to the student.
     assert passes(dataclasses.replace(COPY_PASTE, **online), sam) == ([3, 2], [2])
@@ -156,6 +158,55 @@ def test_the_teachers_labels_weigh_a_share_of_the_supervised_weight():
     config = dataclasses.replace(COPY_PASTE, supervised_weight=0.5, pseudo_label_weight=0.4)
     weights = Schedule.at(config, 0).weights
     assert weights == {"cross_entropy": 0.5, "dice": 0.5, "pseudo_cross_entropy": 0.2, "pseudo_dice": 0.2}
+
+
+CROSS = dataclasses.replace(CONFIG, method="cross_pseudo_supervision")
+
+
+def arrays(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+
+
+def crossed(images=None, labels=None, **changes):
+    """(first student, second student, teacher) after one step of cross pseudo supervision."""
+    config = dataclasses.replace(CROSS, **changes)
+    step, (plain, truth) = build(config), batch()
+    step(Schedule.at(config, 0), plain if images is None else images, truth if labels is None else labels)
+    return arrays(step.student), arrays(step.second), arrays(step.teacher)
+
+
+def test_both_students_of_cross_pseudo_supervision_learn_labels_and_from_each_other():
+    before = build(CROSS)
+    plain = crossed()
+    assert np.any(plain[0] != arrays(before.student))
+    assert np.any(plain[1] != arrays(before.second))
+    other_labels, alone = crossed(labels=1 - batch()[1]), crossed(consistency_weight=0.0)
+    for student in (0, 1):
+        assert np.any(plain[student] != other_labels[student])
+        assert np.any(plain[student] != alone[student])
+
+
+def test_cross_pseudo_supervision_averages_the_first_student_and_keeps_statistics():
+    first, _, teacher = crossed()
+    np.testing.assert_array_equal(first, teacher)
+    step = build(CROSS, normalisation="batch")
+    step(Schedule.at(CROSS, 0), *batch())
+    means = [[v.numpy() for v in m.non_trainable_variables if "mean" in v.path] for m in (step.student, step.teacher)]
+    assert np.abs(means[0][0]).max() > 0
+    np.testing.assert_array_equal(*(mean[0] for mean in means))
+
+
+def test_sam_teaches_the_first_student_alone():
+    config = dataclasses.replace(CROSS, sam_mode="online", sam_dir="s", sam_weight=1.0, sam_ramp="constant")
+    probs = np.zeros((2, 16, 16, 16, 2), np.float32)
+    probs[..., 1] = 1
+    after = []
+    for weight in (0.0, 1.0):
+        step = build(config)
+        step(Schedule.at(config, 0), *batch(), probs, np.full(probs.shape[:-1], weight, np.float32))
+        after.append((arrays(step.student), arrays(step.second)))
+    assert np.abs(after[0][0] - after[1][0]).max() > 1e-4
+    np.testing.assert_array_equal(after[0][1], after[1][1])
 
 
 def test_noise_is_clipped_and_a_function_of_seed_step_and_pass():
