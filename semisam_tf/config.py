@@ -16,7 +16,7 @@ WINDOW_BLENDS = ("uniform", "gaussian")
 
 FRAMEWORK_NAMES = (
     "supervised", "mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste",
-    "cross_pseudo_supervision",
+    "cross_pseudo_supervision", "deep_adversarial_network",
 )  # fmt: skip
 
 
@@ -74,6 +74,7 @@ class Config:
     pseudo_label_weight: float = option(
         0.5, "bidirectional_copy_paste: what the teacher's labels count, where real ones count 1."
     )
+    discriminator_learning_rate: float = option(1e-4, "deep_adversarial_network: learning rate of the adversary.")
     eval_model: str = option(
         "auto",
         "Which weights the run is judged and served by. auto: the teacher.",
@@ -222,6 +223,7 @@ def validate(config: Config) -> None:
     weights = (
         config.supervised_weight, config.consistency_weight, config.sam_weight, config.weight_decay, config.momentum,
         config.learning_rate, config.teacher_noise, config.pseudo_label_weight,
+        config.discriminator_learning_rate,
     )  # fmt: skip
     prompts = {part.strip() for part in config.sam_prompts.split(",") if part.strip()}
     rules = [

@@ -29,7 +29,7 @@ _REMEDY = "Copy the run's folder again, name another, or train it anew."
 OnWindow = Callable[[int, int], None]
 # A network's seed is this beyond twice the run's: all start from other weights and drop other channels, and no run's
 # second student is another run's first.
-_SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40}
+SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40, "discriminator": 2**40 + 1}
 
 
 def preprocessing_of(config: Config) -> Preprocessing:
@@ -50,7 +50,7 @@ def network_of(config: Config, channels: int, name: str) -> keras.Model:
         normalisation=config.normalisation,
         dropout=config.dropout,
         # The teacher's own initial weights are overwritten; what counts is that it drops other channels.
-        seed=2 * config.seed + _SEED_OFFSETS[name],
+        seed=2 * config.seed + SEED_OFFSETS[name],
         name=name,
     )
 

@@ -14,10 +14,14 @@ import tensorflow as tf
 from semisam_tf.semi import copy_paste, losses
 
 Terms = dict[str, tf.Tensor]
+# The one term that no student descends.
+DISCRIMINATOR_TERM = "discriminator"
 # Images [B, X, Y, Z, C] -> logits [B, X, Y, Z, K] in training mode.
 Student = Callable[[tf.Tensor], tf.Tensor]
 # (images, index of the pass) -> logits of the teacher on images with that pass's own input noise; None: without noise.
 NoisyTeacher = Callable[[tf.Tensor, int | None], tf.Tensor]
+# (probs [b, X, Y, Z, K], images [b, X, Y, Z, C], training) -> logits [b, 2]: unlabelled, labelled.
+Discriminator = Callable[[tf.Tensor, tf.Tensor, bool], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Inputs:
         passes: Number of teacher passes for UA-MT.
         distance: (student logits, teacher probs) -> [B, X, Y, Z, K], one of `losses.DISTANCES`.
         second: The second student in training mode, for those of `USES_SECOND`.
+        discriminator: For those of `USES_DISCRIMINATOR`.
     """
 
     images: tf.Tensor
@@ -47,6 +52,7 @@ class Inputs:
     passes: int
     distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.squared_distance
     second: Student | None = None
+    discriminator: Discriminator | None = None
 
     @functools.cached_property
     def student_logits(self) -> tf.Tensor:
@@ -156,22 +162,50 @@ def cross_pseudo_supervision(inputs: Inputs) -> Terms:
     return supervised(inputs) | _supervised(theirs, inputs.labels, "second_") | {"consistency": consistency}
 
 
+def deep_adversarial_network(inputs: Inputs) -> Terms:
+    """DAN: a discriminator tells predictions on unlabelled items from those on labelled ones; the student misleads it.
+
+    "consistency" is the cross entropy of calling the unlabelled items labelled: the student's. "discriminator" is the
+    discriminator's own, over all items, and reaches no student: `training.step` gives it to its own optimiser. The
+    run's teacher, which takes no part, is the average of the student.
+
+    Reference: Zhang et al., MICCAI 2017, as SSL4MIS and SemiSAM+ have it: no dropout in the discriminator where it
+    judges the student; Adam with rate 1e-4, betas 0.9 and 0.99.
+    Departs: the discriminator learns from the predictions that the student is judged by in the same step (SSL4MIS: from
+    another pass, of the student after its step and in inference mode).
+    """
+    if inputs.discriminator is None:
+        raise ValueError("Expected a discriminator: a deep adversarial network has one. Received: none.")
+    first, probs = inputs.labels.shape[0], tf.nn.softmax(inputs.student_logits)
+    labelled = tf.cast(tf.range(probs.shape[0]) < first, tf.int32)
+    misled = inputs.discriminator(probs[first:], inputs.images[first:], False)
+    told = inputs.discriminator(tf.stop_gradient(probs), inputs.images, True)
+    return supervised(inputs) | {
+        "consistency": losses.cross_entropy(misled, tf.ones_like(labelled[first:])),
+        DISCRIMINATOR_TERM: losses.cross_entropy(told, labelled),
+    }
+
+
 FRAMEWORKS: dict[str, Callable[[Inputs], Terms]] = {
     "supervised": supervised,
     "mean_teacher": mean_teacher,
     "uncertainty_aware_mean_teacher": uncertainty_aware_mean_teacher,
     "bidirectional_copy_paste": bidirectional_copy_paste,
     "cross_pseudo_supervision": cross_pseudo_supervision,
+    "deep_adversarial_network": deep_adversarial_network,
 }
 _SUPERVISED = ("cross_entropy", "dice")
-# The terms that each returns: `training.step` has a weight for every name.
+# The terms that each returns: `training.step` has a weight for every name, but for the discriminator's own term.
 TERMS: dict[str, tuple[str, ...]] = {
     "supervised": _SUPERVISED,
     "mean_teacher": (*_SUPERVISED, "consistency"),
     "uncertainty_aware_mean_teacher": (*_SUPERVISED, "consistency"),
     "bidirectional_copy_paste": (*_SUPERVISED, "pseudo_cross_entropy", "pseudo_dice"),
     "cross_pseudo_supervision": (*_SUPERVISED, "second_cross_entropy", "second_dice", "consistency"),
+    "deep_adversarial_network": (*_SUPERVISED, "consistency", DISCRIMINATOR_TERM),
 }
 USES_TEACHER = frozenset({"mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste"})
 # Those with a second student, trained like the first.
 USES_SECOND = frozenset({"cross_pseudo_supervision"})
+# Those with a discriminator, trained by an optimiser of its own.
+USES_DISCRIMINATOR = frozenset({"deep_adversarial_network"})

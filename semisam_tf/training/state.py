@@ -14,16 +14,17 @@ from absl import logging
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import Predictor, chosen_model, network_of
+from semisam_tf.inference.predictor import SEED_OFFSETS, Predictor, chosen_model, network_of
+from semisam_tf.models.discriminator import build_discriminator
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.session import SamSession
 from semisam_tf.semi.ema import copy_weights
-from semisam_tf.semi.frameworks import USES_SECOND
+from semisam_tf.semi.frameworks import USES_DISCRIMINATOR, USES_SECOND
 from semisam_tf.training import checkpoint
-from semisam_tf.training.optimizers import build_optimizer
+from semisam_tf.training.optimizers import build_discriminator_optimizer, build_optimizer
 from semisam_tf.training.sam_teaching import SamTeaching
-from semisam_tf.training.step import Schedule, TrainStep
+from semisam_tf.training.step import Adversary, Schedule, TrainStep
 
 # Settings that mean something for a SAM of slices only.
 _SLICE_FLAGS = ("sam_axis", "sam_margin_vox", "sam_slice_step", "sam_max_slices")
@@ -40,6 +41,7 @@ class Training:
     train_step: TrainStep
     sam: SamTeaching | None
     second: keras.Model | None = None
+    adversary: Adversary | None = None
     step: int = 0
     duration_s: float = 0.0
     data_wait_s: float = 0.0
@@ -56,13 +58,23 @@ class Training:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
             branch = _sam_branch(config, session)
             sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled)
-        train_step = TrainStep(config, student, teacher, optimizer, second=second)
-        return cls(config, student, teacher, optimizer, train_step, sam, second)
+        adversary = _adversary(config, channels) if config.method in USES_DISCRIMINATOR else None
+        train_step = TrainStep(config, student, teacher, optimizer, second=second, adversary=adversary)
+        return cls(config, student, teacher, optimizer, train_step, sam, second, adversary)
 
     def networks(self) -> dict[str, keras.Model]:
-        """All networks of the run by name."""
+        """The networks of the run that segment, by name."""
         others = {} if self.second is None else {"second": self.second}
         return {"student": self.student, "teacher": self.teacher, **others}
+
+    def _variables(self) -> dict[str, list[keras.Variable]]:
+        """All that a checkpoint holds of networks and optimisers."""
+        kept = {name: model.variables for name, model in self.networks().items()}
+        kept["optimizer"] = self.optimizer.variables
+        if self.adversary is not None:
+            kept["discriminator"] = self.adversary.network.variables
+            kept["discriminator_optimizer"] = self.adversary.optimizer.variables
+        return kept
 
     def save(self) -> None:
         """Writes a checkpoint of the state after `step` steps.
@@ -70,8 +82,7 @@ class Training:
         Raises:
             RuntimeError: A weight is not finite, which a finite loss does not rule out.
         """
-        arrays = {name: checkpoint.arrays_of(model.variables) for name, model in self.networks().items()}
-        arrays["optimizer"] = checkpoint.arrays_of(self.optimizer.variables)
+        arrays = {name: checkpoint.arrays_of(variables) for name, variables in self._variables().items()}
         broken = [n for group in arrays.values() for n, a in group.items() if not np.isfinite(a).all()]
         if broken:
             raise RuntimeError(
@@ -89,9 +100,8 @@ class Training:
         if found is None:
             return
         self.step, arrays, state = found
-        for name, model in self.networks().items():
-            checkpoint.assign(model.variables, arrays[name], name)
-        checkpoint.assign(self.optimizer.variables, arrays["optimizer"], "optimizer")
+        for name, variables in self._variables().items():
+            checkpoint.assign(variables, arrays[name], name)
         self.duration_s, self.data_wait_s = state["duration_s"], state["data_wait_s"]
         if self.sam is not None:
             self.sam.restore(arrays["sam"], state["sam"])
@@ -115,6 +125,17 @@ class Training:
             "model": chosen_model(self.config),
             "sam": None if self.sam is None else self.sam.summary(),
         }
+
+
+def _adversary(config: Config, channels: int) -> Adversary:
+    network = build_discriminator(
+        input_channels=channels,
+        n_classes=config.n_classes,
+        # As published beside a V-Net of 16 filters, and as much smaller as the network is.
+        filters=4 * config.filters,
+        seed=2 * config.seed + SEED_OFFSETS["discriminator"],
+    )
+    return Adversary(network, build_discriminator_optimizer(config))
 
 
 def _sam_branch(config: Config, session: SamSession) -> SamBranch:

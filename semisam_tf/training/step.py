@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from semisam_tf.config import Config
 from semisam_tf.semi import ema, losses, schedules
-from semisam_tf.semi.frameworks import FRAMEWORKS, TERMS, USES_TEACHER, Inputs
+from semisam_tf.semi.frameworks import DISCRIMINATOR_TERM, FRAMEWORKS, TERMS, USES_TEACHER, Inputs
 
 # (images, step, index of the pass) -> noise added to the teacher's input.
 NoiseFn = Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
             "pseudo_cross_entropy": pseudo,
             "pseudo_dice": pseudo,
         }
-        weights = {name: by_name[name] for name in TERMS[config.method]}
+        weights = {name: by_name[name] for name in TERMS[config.method] if name != DISCRIMINATOR_TERM}
         if config.sam_mode != "off":
             weights["sam"] = schedules.sam_weight(
                 step, last, config.sam_weight, config.consistency_ramp_steps, config.sam_start_step, config.sam_ramp
@@ -74,6 +74,13 @@ def input_noise(seed: int, deviation: float) -> NoiseFn:
     return noise
 
 
+class Adversary(NamedTuple):
+    """A discriminator and what trains it: [probs, images] -> logits [B, 2]."""
+
+    network: keras.Model
+    optimizer: keras.optimizers.Optimizer
+
+
 class TrainStep:
     """Student step, then teacher average; compiled once.
 
@@ -82,6 +89,7 @@ class TrainStep:
         optimizer: Built on the trainable variables of the student, and of the second one.
         noise: Noise of the teacher's inputs.
         second: Another student, for the frameworks of `USES_SECOND`.
+        adversary: For the frameworks of `USES_DISCRIMINATOR`.
     """
 
     def __init__(
@@ -92,8 +100,10 @@ class TrainStep:
         optimizer: keras.optimizers.Optimizer,
         noise: NoiseFn | None = None,
         second: keras.Model | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
-        self.student, self.teacher, self.optimizer, self.second = student, teacher, optimizer, second
+        self.student, self.teacher, self.optimizer = student, teacher, optimizer
+        self.second, self.adversary = second, adversary
         self.framework, self.seed = FRAMEWORKS[config.method], config.seed
         self.passes = config.uncertainty_passes
         self.distance = losses.DISTANCES[config.consistency_distance]
@@ -102,6 +112,8 @@ class TrainStep:
         self.noise = noise or input_noise(config.seed, config.teacher_noise)
         self.traces = 0
         optimizer.build(self._trained())
+        if adversary is not None:
+            adversary.optimizer.build(adversary.network.trainable_variables)
         self._compiled = tf.function(self._step)
 
     def __call__(
@@ -121,7 +133,8 @@ class TrainStep:
             sam_weight: [B - L, X, Y, Z] float32 in [0, 1].
 
         Returns:
-            Unweighted loss terms by name, and `total`, the weighted sum that was descended; eager float32 scalars.
+            Unweighted loss terms by name, and `total`, the weighted sum that the student descended; eager float32
+            scalars.
         """
         if self.with_sam != (sam_probs is not None):
             raise ValueError(f"Expected a SAM target exactly when the SAM branch is on. Received: on={self.with_sam}.")
@@ -156,18 +169,28 @@ class TrainStep:
             passes=self.passes,
             distance=self.distance,
             second=None if self.second is None else lambda seen: self.second(seen, training=True),
+            discriminator=None if self.adversary is None else self._discriminate,
         )
+
+    def _discriminate(self, probs, images, training):
+        return self.adversary.network([probs, images], training=training)
 
     def _step(self, images, labels, sam, step, scalars, weights):
         self.traces += 1
-        with tf.GradientTape() as tape:
+        # Persistent: what the discriminator descends is another sum than the student's.
+        with tf.GradientTape(persistent=self.adversary is not None) as tape:
             inputs = self._inputs(images, labels, step, scalars)
             terms = self.framework(inputs)
             if sam is not None:
                 terms["sam"] = losses.sam_distance(tf.nn.softmax(inputs.unlabelled_logits), *sam)
-            total = tf.add_n([weights[name] * term for name, term in terms.items()])
+            students = {name: term for name, term in terms.items() if name != DISCRIMINATOR_TERM}
+            total = tf.add_n([weights[name] * term for name, term in students.items()])
         variables = self._trained()
         self.optimizer.learning_rate.assign(scalars["learning_rate"])
         self.optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
+        if self.adversary is not None:
+            variables = self.adversary.network.trainable_variables
+            gradients = tape.gradient(terms[DISCRIMINATOR_TERM], variables)
+            self.adversary.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         ema.update_teacher(self.teacher, self.student, scalars["ema_decay"], not self.teacher_has_statistics)
         return terms | {"total": total}

@@ -82,7 +82,8 @@ def kill_after_checkpoint(words, workdir, step):
         pytest.param("cached", "tiny_volume_sam", "", marks=pytest.mark.slow),
         # It has no state of its own; resumed between its two stages.
         pytest.param("off", "tiny_sam", "bidirectional_copy_paste", marks=pytest.mark.slow),
-        ("off", "tiny_sam", "cross_pseudo_supervision"),
+        pytest.param("off", "tiny_sam", "cross_pseudo_supervision", marks=pytest.mark.slow),
+        ("off", "tiny_sam", "deep_adversarial_network"),
     ],
 )
 def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, request, sam_mode, sam, method):

@@ -35,6 +35,7 @@ def inputs(student_logits, teacher_logits, threshold=10.0, asked=None, seen=None
         entropy_threshold=tf.constant(threshold),
         passes=3,
         second=lambda images: tf.constant(second_logits, tf.float32)[-images.shape[0] :],
+        discriminator=lambda probs, images, training: probs[:, 0, 0, 0],
     )
 
 
@@ -123,6 +124,36 @@ def test_cross_pseudo_supervision_without_a_second_student_is_refused():
     given = dataclasses.replace(inputs(logits((0, 0), (0, 0)), logits((0, 0), (0, 0))), second=None)
     with pytest.raises(ValueError, match="Expected a second student"):
         FRAMEWORKS["cross_pseudo_supervision"](given)
+
+
+def test_the_discriminator_tells_all_items_apart_and_the_student_misleads_it_about_unlabelled_ones():
+    student = tf.constant(logits((0, 0), (np.log(3), 0)))
+    judged = []
+
+    def discriminator(probs, images, training):
+        # Sure by ln(p0 / p1) that the item is unlabelled.
+        judged.append((probs.shape[0], images.shape[0], training))
+        return tf.math.log(probs[:, 0, 0, 0])
+
+    given = inputs(student, logits((0, 0), (0, 0)))
+    given = dataclasses.replace(given, student=lambda images: student, discriminator=discriminator)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(student)
+        terms = FRAMEWORKS["deep_adversarial_network"](given)
+    assert judged == [(1, 1, False), (2, 2, True)]
+    # The unlabelled item has odds 3 to 1: -ln(1/4) to pass for labelled; told apart -ln(1/2) and -ln(3/4).
+    np.testing.assert_allclose(terms["consistency"], np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(terms["discriminator"], (np.log(2) + np.log(4 / 3)) / 2, rtol=1e-6)
+    assert tape.gradient(terms["discriminator"], student) is None
+    gradient = tape.gradient(terms["consistency"], student)[:, 0, 0, 0]
+    # Softmax odds are the logits, so the gradient is that of a cross entropy; the labelled item has none.
+    np.testing.assert_allclose(gradient, [[0, 0], [0.75, -0.75]], atol=1e-6)
+
+
+def test_a_deep_adversarial_network_without_a_discriminator_is_refused():
+    given = dataclasses.replace(inputs(logits((0, 0), (0, 0)), logits((0, 0), (0, 0))), discriminator=None)
+    with pytest.raises(ValueError, match="Expected a discriminator"):
+        FRAMEWORKS["deep_adversarial_network"](given)
 
 
 SIZE = (6, 6, 6)
