@@ -14,7 +14,10 @@ WINDOW_OVERLAP = 0.75
 WINDOW_BLEND = "uniform"
 WINDOW_BLENDS = ("uniform", "gaussian")
 
-FRAMEWORK_NAMES = ("supervised", "mean_teacher", "uncertainty_aware_mean_teacher")
+FRAMEWORK_NAMES = (
+    "supervised", "mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste",
+    "cross_pseudo_supervision", "deep_adversarial_network",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Config:
     ema_decay: float = option(0.99, "Longest memory of the teacher.", unit="0..1")
     teacher_noise: float = option(0.1, "Standard deviation of the teacher's input noise, clipped at twice that.")
     uncertainty_passes: int = option(8, "Noisy teacher passes of UA-MT.", unit="passes")
+    copy_paste_start_step: int = option(
+        0, "bidirectional_copy_paste: labelled crops are mixed among themselves before this step.", unit="steps"
+    )
+    pseudo_label_weight: float = option(
+        0.5, "bidirectional_copy_paste: what the teacher's labels count, where real ones count 1."
+    )
+    discriminator_learning_rate: float = option(1e-4, "deep_adversarial_network: learning rate of the adversary.")
     eval_model: str = option(
         "auto",
         "Which weights the run is judged and served by. auto: the teacher.",
@@ -235,7 +245,8 @@ def validate(config: Config) -> None:
     check_choices(config)
     weights = (
         config.supervised_weight, config.consistency_weight, config.sam_weight, config.weight_decay, config.momentum,
-        config.learning_rate, config.teacher_noise,
+        config.learning_rate, config.teacher_noise, config.pseudo_label_weight,
+        config.discriminator_learning_rate,
     )  # fmt: skip
     prompts = {part.strip() for part in config.sam_prompts.split(",") if part.strip()}
     rules = [
@@ -278,6 +289,11 @@ def validate(config: Config) -> None:
             f"--method={config.method} learns from unlabelled items too: lower --labeled_per_batch.",
         ),
         (not 1 <= config.uncertainty_passes <= 62, "--uncertainty_passes: expected 1 to 62."),
+        (
+            config.method == "bidirectional_copy_paste" and not 0 <= config.copy_paste_start_step < config.max_steps,
+            "--copy_paste_start_step: expected at least 0 and below --max_steps, else no unlabelled crop is ever mixed "
+            "in.",
+        ),
         (
             config.sam_mode in ("online", "cached") and not config.sam_folders(),
             "--sam_mode needs --sam_dir: the folder of a SAM export.",

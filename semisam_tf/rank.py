@@ -44,8 +44,8 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     from semisam_tf.data.splits import read_cases
     from semisam_tf.inference.predictor import load_predictor, read_run
     from semisam_tf.inference.ranking import features_of, order
-    from semisam_tf.training.loop import load_labelled, load_unlabelled, sam_sessions
-    from semisam_tf.training.state import sam_ensemble
+    from semisam_tf.training.loop import load_labelled, load_unlabelled
+    from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
     if not config.workdir:
         raise OptionError("--workdir is needed (--help lists every flag).")

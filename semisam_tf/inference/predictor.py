@@ -27,6 +27,9 @@ RUN_FILE, RESULT_FILE = "run.json", "result.json"
 _REMEDY = "Copy the run's folder again, name another, or train it anew."
 # Told how many windows are done, and of how many.
 OnWindow = Callable[[int, int], None]
+# A network's seed is this beyond twice the run's: all start from other weights and drop other channels, and no run's
+# second student is another run's first.
+SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40, "discriminator": 2**40 + 1}
 
 
 def preprocessing_of(config: Config) -> Preprocessing:
@@ -38,7 +41,7 @@ def preprocessing_of(config: Config) -> Preprocessing:
 
 
 def network_of(config: Config, channels: int, name: str) -> keras.Model:
-    """A fresh network of a run, weights drawn from the run's seed."""
+    """A fresh network of a run, weights drawn from the run's seed; `name`: "student", "teacher" or "second"."""
     return build_network(
         config.network,
         input_channels=channels,
@@ -46,8 +49,8 @@ def network_of(config: Config, channels: int, name: str) -> keras.Model:
         filters=config.filters,
         normalisation=config.normalisation,
         dropout=config.dropout,
-        # Student and teacher drop different channels; the teacher's own initial weights are overwritten.
-        seed=2 * config.seed + (name == "teacher"),
+        # The teacher's own initial weights are overwritten; what counts is that it drops other channels.
+        seed=2 * config.seed + SEED_OFFSETS[name],
         name=name,
     )
 

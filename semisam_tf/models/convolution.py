@@ -34,7 +34,8 @@ def convolution(
         out_channels: Channels of the output.
         size: Side of the cubic kernel, voxels.
         seed: Stream of seeds; two are taken.
-        kind: "same" (stride 1, zero padded), "down" (stride `size`, no padding) or "up" (transposed, stride `size`).
+        kind: "same" (stride 1, zero padded), "halve" (stride 2, zero padded: half the size, rounded up), "down" (stride
+            `size`, no padding) or "up" (transposed, stride `size`).
         kernel: "torch_default", uniform within 1 / sqrt(fan_in), which is what PyTorch's layers start from; or
             "kaiming_normal", standard deviation sqrt(2 / fan_in). The bias is uniform within 1 / sqrt(fan_in) in both.
 
@@ -53,14 +54,14 @@ def convolution(
     common = {
         "filters": out_channels,
         "kernel_size": size,
-        "strides": 1 if kind == "same" else size,
-        "padding": "same" if kind == "same" else "valid",
+        "strides": {"same": 1, "halve": 2}.get(kind, size),
+        "padding": "same" if kind in ("same", "halve") else "valid",
         "kernel_initializer": kernel_initializer,
         "bias_initializer": keras.initializers.RandomUniform(-bound, bound, seed=next(seed)),
         "name": name,
     }
     if kind == "up":
         return keras.layers.Conv3DTranspose(**common)
-    if kind in ("same", "down"):
+    if kind in ("same", "halve", "down"):
         return keras.layers.Conv3D(**common)
-    raise ValueError(f"Expected kind of ('same', 'down', 'up'). Received: kind={kind!r}.")
+    raise ValueError(f"Expected kind of ('same', 'halve', 'down', 'up'). Received: kind={kind!r}.")

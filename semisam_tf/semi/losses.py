@@ -8,18 +8,30 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Mean over voxels of the softmax cross entropy in nats."""
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits))
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, where: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean over voxels of the softmax cross entropy in nats.
+
+    Args:
+        where: [B, X, Y, Z] float32 in {0, 1}: only voxels with a 1 count; without any the mean is 0.
+    """
+    values = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+    if where is None:
+        return tf.reduce_mean(values)
+    return tf.math.divide_no_nan(tf.reduce_sum(where * values), tf.reduce_sum(where))
 
 
-def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5) -> tf.Tensor:
+def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5, where: tf.Tensor | None = None) -> tf.Tensor:
     """1 - Dice with squared denominator, over the whole batch, mean over the foreground classes.
+
+    Args:
+        where: [B, X, Y, Z] float32 in {0, 1}: only voxels with a 1 count; without any the loss is 0.
 
     Departs: the published loss knows one foreground class; with two classes the value is the same.
     """
     one_hot = tf.one_hot(tf.cast(labels, tf.int32), probs.shape[-1], dtype=probs.dtype)[..., 1:]
     foreground = probs[..., 1:]
+    if where is not None:
+        one_hot, foreground = one_hot * where[..., None], foreground * where[..., None]
     axes = [0, 1, 2, 3]
     overlap = tf.reduce_sum(foreground * one_hot, axes)
     size = tf.reduce_sum(foreground * foreground, axes) + tf.reduce_sum(one_hot, axes)

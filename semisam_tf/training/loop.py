@@ -26,11 +26,9 @@ from semisam_tf.inference.predictor import (
     read_result,
 )
 from semisam_tf.options import OptionError
-from semisam_tf.sam import trust
-from semisam_tf.sam.prompts import prompt_kinds
-from semisam_tf.sam.session import SamSession
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
+from semisam_tf.training.sam_setup import sam_sessions
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
 
@@ -87,25 +85,12 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
     return labelled, unlabelled
 
 
-def sam_sessions(config: Config) -> list[SamSession]:
-    """Opens each SAM, so that a wrong folder, provider, trust or kind of prompt is said before any scan is read."""
-    if config.sam_mode == "off":
-        return []
-    trust.parse(config.sam_trust)
-    providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
-    sessions = [
-        SamSession(folder, providers=providers, allow_cpu=config.sam_allow_cpu) for folder in config.sam_folders()
-    ]
-    for session in sessions:
-        prompt_kinds(session.manifest, config.sam_prompts)
-    return sessions
-
-
 def train_once(config: Config) -> dict[str, Any]:
     """Trains, or goes on training, one round: the run that `config` describes, whatever its `rounds`.
 
     Returns:
-        The contents of `<workdir>/result.json`. The weights are in `student.weights.h5` and `teacher.weights.h5`.
+        The contents of `<workdir>/result.json`. The weights are in `student.weights.h5` and `teacher.weights.h5`, and
+        `second.weights.h5` where there is a second student.
 
     Raises:
         OptionError: Settings that contradict each other or the run already in the workdir.
@@ -225,7 +210,7 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
 
 def _finish(training: Training) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
-    for name, model in (("student", training.student), ("teacher", training.teacher)):
+    for name, model in training.networks().items():
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
     result = training.result()

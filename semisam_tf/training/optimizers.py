@@ -39,6 +39,11 @@ class MomentumL2(keras.optimizers.Optimizer):
         return {**super().get_config(), "momentum": self.momentum, "l2": self.l2}
 
 
+def build_discriminator_optimizer(config: Config) -> keras.optimizers.Optimizer:
+    """The discriminator's optimiser. Reference: SSL4MIS, whose rate does not change with the step, either."""
+    return keras.optimizers.Adam(config.discriminator_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-8)
+
+
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
     """The optimiser that `config.optimizer` names."""
     if config.optimizer == "sgd":

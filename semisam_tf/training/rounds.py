@@ -18,9 +18,9 @@ from semisam_tf.inference.predictor import Predictor, load_predictor
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.target import SamTarget
-from semisam_tf.training.loop import load_labelled, load_unlabelled, sam_sessions, split_of, train_once
+from semisam_tf.training.loop import load_labelled, load_unlabelled, split_of, train_once
 from semisam_tf.training.pseudolabels import target_path, write_target
-from semisam_tf.training.state import sam_ensemble
+from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
 # Apart enough that the rounds of neighbouring seeds never meet.
 _SEED_STRIDE = 1000

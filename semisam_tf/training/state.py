@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,17 @@ from absl import logging
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import Predictor, chosen_model, network_of
-from semisam_tf.sam.branch import SamBranch
-from semisam_tf.sam.cache import EmbeddingCache
-from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.inference.predictor import SEED_OFFSETS, Predictor, chosen_model, network_of
+from semisam_tf.models.discriminator import build_discriminator
 from semisam_tf.sam.session import SamSession
-from semisam_tf.sam.trust import OrganPrior, parse
 from semisam_tf.semi.ema import copy_weights
+from semisam_tf.semi.frameworks import USES_DISCRIMINATOR, USES_SECOND
 from semisam_tf.training import checkpoint
-from semisam_tf.training.optimizers import build_optimizer
+from semisam_tf.training.optimizers import build_discriminator_optimizer, build_optimizer
 from semisam_tf.training.pseudolabels import StoredTargets
+from semisam_tf.training.sam_setup import sam_ensemble
 from semisam_tf.training.sam_teaching import SamTeaching
-from semisam_tf.training.selftest import selftest_of
-from semisam_tf.training.step import Schedule, TrainStep
-
-# Settings that mean something for a SAM of slices only.
-_SLICE_FLAGS = ("sam_axis", "sam_margin_vox", "sam_slice_step", "sam_max_slices")
+from semisam_tf.training.step import Adversary, Schedule, TrainStep
 
 
 @dataclasses.dataclass
@@ -43,6 +37,8 @@ class Training:
     optimizer: keras.optimizers.Optimizer
     train_step: TrainStep
     sam: SamTeaching | StoredTargets | None
+    second: keras.Model | None = None
+    adversary: Adversary | None = None
     step: int = 0
     duration_s: float = 0.0
     data_wait_s: float = 0.0
@@ -58,6 +54,7 @@ class Training:
     ) -> Training:
         """A run at step 0; the teacher starts as a copy of the student."""
         student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
+        second = network_of(config, channels, "second") if config.method in USES_SECOND else None
         copy_weights(teacher, student)
         optimizer = build_optimizer(config)
         sam: SamTeaching | StoredTargets | None = None
@@ -67,7 +64,23 @@ class Training:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
             ensemble = sam_ensemble(config, labelled, sessions)
             sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs, unlabelled)
-        return cls(config, student, teacher, optimizer, TrainStep(config, student, teacher, optimizer), sam)
+        adversary = _adversary(config, channels) if config.method in USES_DISCRIMINATOR else None
+        train_step = TrainStep(config, student, teacher, optimizer, second=second, adversary=adversary)
+        return cls(config, student, teacher, optimizer, train_step, sam, second, adversary)
+
+    def networks(self) -> dict[str, keras.Model]:
+        """The networks of the run that segment, by name."""
+        others = {} if self.second is None else {"second": self.second}
+        return {"student": self.student, "teacher": self.teacher, **others}
+
+    def _variables(self) -> dict[str, list[keras.Variable]]:
+        """All that a checkpoint holds of networks and optimisers."""
+        kept = {name: model.variables for name, model in self.networks().items()}
+        kept["optimizer"] = self.optimizer.variables
+        if self.adversary is not None:
+            kept["discriminator"] = self.adversary.network.variables
+            kept["discriminator_optimizer"] = self.adversary.optimizer.variables
+        return kept
 
     def save(self) -> None:
         """Writes a checkpoint of the state after `step` steps.
@@ -75,11 +88,7 @@ class Training:
         Raises:
             RuntimeError: A weight is not finite, which a finite loss does not rule out.
         """
-        arrays = {
-            "student": checkpoint.arrays_of(self.student.variables),
-            "teacher": checkpoint.arrays_of(self.teacher.variables),
-            "optimizer": checkpoint.arrays_of(self.optimizer.variables),
-        }
+        arrays = {name: checkpoint.arrays_of(variables) for name, variables in self._variables().items()}
         broken = [n for group in arrays.values() for n, a in group.items() if not np.isfinite(a).all()]
         if broken:
             raise RuntimeError(
@@ -97,9 +106,8 @@ class Training:
         if found is None:
             return
         self.step, arrays, state = found
-        checkpoint.assign(self.student.variables, arrays["student"], "student")
-        checkpoint.assign(self.teacher.variables, arrays["teacher"], "teacher")
-        checkpoint.assign(self.optimizer.variables, arrays["optimizer"], "optimizer")
+        for name, variables in self._variables().items():
+            checkpoint.assign(variables, arrays[name], name)
         self.duration_s, self.data_wait_s = state["duration_s"], state["data_wait_s"]
         if self.sam is not None:
             self.sam.restore(arrays.get("sam", {}), state["sam"])
@@ -125,48 +133,12 @@ class Training:
         }
 
 
-def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
-    """A branch for each model, axis and margin that the settings name."""
-    cache = None
-    if config.sam_mode != "online":
-        cache = EmbeddingCache(config.sam_cache_dir or Path(config.workdir) / "sam_cache")
-    common: dict[str, Any] = {
-        "prompts": config.sam_prompts,
-        "points": config.sam_points,
-        "min_area_vox": config.sam_min_area_vox,
-        "trust": config.sam_trust,
-        "channel": config.sam_channel,
-        "cache": cache,
-    }
-    max_slices = config.sam_max_slices if config.sam_mode == "online" else 0
-    branches = []
-    for session in sessions:
-        if session.manifest.dims == 3:
-            _warn_of_vain_flags(config, session)
-            branches.append(SamBranch(session, **common))
-            continue
-        for axis, margin_vox in itertools.product(config.sam_axis, config.sam_margin_vox):
-            slices: dict[str, Any] = {"axis": axis, "margin_vox": margin_vox, "slice_step": config.sam_slice_step}
-            branches.append(SamBranch(session, **common, **slices, max_slices=max_slices))
-    trusts = parse(config.sam_trust)
-    prior = None
-    if "prior" in trusts:
-        labels = [volume.label for volume in labelled if volume.label is not None]
-        prior = OrganPrior.of(labels, [volume.spacing_mm for volume in labelled], config.n_classes)
-    whole_scan = config.sam_mode != "online"
-    ensemble = SamEnsemble(branches, trusts, prior, whole_scan)
-    if "selftest" in trusts or config.sam_selftest:
-        found = selftest_of(config, ensemble, labelled)
-        if "selftest" in trusts and whole_scan:
-            ensemble.scan_trust = found.trust
-    return ensemble
-
-
-def _warn_of_vain_flags(config: Config, session: SamSession) -> None:
-    defaults = Config()
-    set_in_vain = [name for name in _SLICE_FLAGS if getattr(config, name) != getattr(defaults, name)]
-    if set_in_vain:
-        logging.warning(
-            "%s sees volumes, not slices; without effect: %s.",
-            session.manifest.family, ", ".join(f"--{name}" for name in set_in_vain),
-        )  # fmt: skip
+def _adversary(config: Config, channels: int) -> Adversary:
+    network = build_discriminator(
+        input_channels=channels,
+        n_classes=config.n_classes,
+        # As published beside a V-Net of 16 filters, and as much smaller as the network is.
+        filters=4 * config.filters,
+        seed=2 * config.seed + SEED_OFFSETS["discriminator"],
+    )
+    return Adversary(network, build_discriminator_optimizer(config))

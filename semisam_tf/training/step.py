@@ -11,10 +11,12 @@ import tensorflow as tf
 
 from semisam_tf.config import Config
 from semisam_tf.semi import ema, losses, schedules
-from semisam_tf.semi.frameworks import FRAMEWORKS, USES_TEACHER, Inputs
+from semisam_tf.semi.frameworks import DISCRIMINATOR_TERM, FRAMEWORKS, TERMS, USES_TEACHER, Inputs
 
 # (images, step, index of the pass) -> noise added to the teacher's input.
 NoiseFn = Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
+# Random streams of a step: one for each pass's noise (at most 63 of them), the last for what the framework draws.
+_STREAMS = 64
 
 
 class Schedule(NamedTuple):
@@ -24,17 +26,24 @@ class Schedule(NamedTuple):
     learning_rate: float
     ema_decay: float
     entropy_threshold: float
+    mixes_unlabelled: bool
     weights: dict[str, float]
 
     @classmethod
     def at(cls, config: Config, step: int) -> Schedule:
         """Schedule of 0-based `step` under `config`."""
         last = config.max_steps
-        weights = {"cross_entropy": config.supervised_weight, "dice": config.supervised_weight}
-        if config.method in USES_TEACHER:
-            weights["consistency"] = schedules.consistency_weight(
-                step, config.consistency_weight, config.consistency_ramp_steps
-            )
+        pseudo = config.pseudo_label_weight * config.supervised_weight
+        by_name = {
+            "cross_entropy": config.supervised_weight,
+            "dice": config.supervised_weight,
+            "second_cross_entropy": config.supervised_weight,
+            "second_dice": config.supervised_weight,
+            "consistency": schedules.consistency_weight(step, config.consistency_weight, config.consistency_ramp_steps),
+            "pseudo_cross_entropy": pseudo,
+            "pseudo_dice": pseudo,
+        }
+        weights = {name: by_name[name] for name in TERMS[config.method] if name != DISCRIMINATOR_TERM}
         if config.sam_mode != "off":
             weights["sam"] = schedules.sam_weight(
                 step, last, config.sam_weight, config.consistency_ramp_steps, config.sam_start_step, config.sam_ramp
@@ -44,19 +53,32 @@ class Schedule(NamedTuple):
             schedules.learning_rate(step, last, config.learning_rate, config.lr_schedule, config.lr_decay_every),
             schedules.ema_decay(step, config.ema_decay),
             schedules.entropy_threshold(step, last, config.n_classes),
+            step >= config.copy_paste_start_step,
             weights,
         )
+
+
+def stream_key(seed: int, step: tf.Tensor, stream: int) -> tf.Tensor:
+    """Key int64 [2] of one of a step's random streams, for TensorFlow's stateless generators."""
+    return tf.stack([tf.constant(seed, tf.int64), step * _STREAMS + stream])
 
 
 def input_noise(seed: int, deviation: float) -> NoiseFn:
     """Clipped Gaussian noise clip(sigma N(0, 1), +-2 sigma), a pure function of (seed, step, pass)."""
 
     def noise(images: tf.Tensor, step: tf.Tensor, index: int) -> tf.Tensor:
-        key = tf.stack([tf.constant(seed, tf.int64), step * 64 + index])
+        key = stream_key(seed, step, index)
         drawn = tf.random.stateless_normal(tf.shape(images), key, stddev=deviation, dtype=images.dtype)
         return tf.clip_by_value(drawn, -2.0 * deviation, 2.0 * deviation)
 
     return noise
+
+
+class Adversary(NamedTuple):
+    """A discriminator and what trains it: [probs, images] -> logits [B, 2]."""
+
+    network: keras.Model
+    optimizer: keras.optimizers.Optimizer
 
 
 class TrainStep:
@@ -64,8 +86,10 @@ class TrainStep:
 
     Args:
         student, teacher: The same network twice; [B, X, Y, Z, C] -> logits [B, X, Y, Z, K].
-        optimizer: Built on the student's trainable variables.
+        optimizer: Built on the trainable variables of the student, and of the second one.
         noise: Noise of the teacher's inputs.
+        second: Another student, for the frameworks of `USES_SECOND`.
+        adversary: For the frameworks of `USES_DISCRIMINATOR`.
     """
 
     def __init__(
@@ -75,9 +99,12 @@ class TrainStep:
         teacher: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         noise: NoiseFn | None = None,
+        second: keras.Model | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
-        self.framework = FRAMEWORKS[config.method]
+        self.second, self.adversary = second, adversary
+        self.framework, self.seed = FRAMEWORKS[config.method], config.seed
         self.passes = config.uncertainty_passes
         self.distance = losses.DISTANCES[config.consistency_distance]
         self.with_sam = config.sam_mode != "off"
@@ -85,7 +112,9 @@ class TrainStep:
         self.teacher_has_statistics = config.method in USES_TEACHER
         self.noise = noise or input_noise(config.seed, config.teacher_noise)
         self.traces = 0
-        optimizer.build(student.trainable_variables)
+        optimizer.build(self._trained())
+        if adversary is not None:
+            adversary.optimizer.build(adversary.network.trainable_variables)
         self._compiled = tf.function(self._step)
 
     def __call__(
@@ -105,7 +134,8 @@ class TrainStep:
             sam_weight: [B - L, X, Y, Z] float32 in [0, 1].
 
         Returns:
-            Unweighted loss terms by name, and `total`, the weighted sum that was descended; eager float32 scalars.
+            Unweighted loss terms by name, and `total`, the weighted sum that the student descended; eager float32
+            scalars.
         """
         if self.with_sam != (sam_probs is not None):
             raise ValueError(f"Expected a SAM target exactly when the SAM branch is on. Received: on={self.with_sam}.")
@@ -113,30 +143,55 @@ class TrainStep:
             "learning_rate": tf.constant(schedule.learning_rate, tf.float32),
             "ema_decay": tf.constant(schedule.ema_decay, tf.float32),
             "entropy_threshold": tf.constant(schedule.entropy_threshold, tf.float32),
+            "mixes_unlabelled": tf.constant(schedule.mixes_unlabelled),
         }
         weights = {name: tf.constant(value, tf.float32) for name, value in schedule.weights.items()}
         sam = None if sam_probs is None else (tf.convert_to_tensor(sam_probs), tf.convert_to_tensor(sam_weight))
         step = tf.constant(schedule.step, tf.int64)
         return self._compiled(tf.convert_to_tensor(images), tf.convert_to_tensor(labels), sam, step, scalars, weights)
 
+    def _trained(self) -> list[keras.Variable]:
+        students = [self.student] if self.second is None else [self.student, self.second]
+        return [variable for model in students for variable in model.trainable_variables]
+
+    def _inputs(self, images, labels, step, scalars):
+        def teacher(clean: tf.Tensor, index: int | None) -> tf.Tensor:
+            seen = clean if index is None else clean + self.noise(clean, step, index)
+            return tf.stop_gradient(self.teacher(seen, training=True))
+
+        return Inputs(
+            images,
+            labels,
+            student=lambda seen: self.student(seen, training=True),
+            teacher=teacher,
+            key=stream_key(self.seed, step, _STREAMS - 1),
+            mixes_unlabelled=scalars["mixes_unlabelled"],
+            entropy_threshold=scalars["entropy_threshold"],
+            passes=self.passes,
+            distance=self.distance,
+            second=None if self.second is None else lambda seen: self.second(seen, training=True),
+            discriminator=None if self.adversary is None else self._discriminate,
+        )
+
+    def _discriminate(self, probs, images, training):
+        return self.adversary.network([probs, images], training=training)
+
     def _step(self, images, labels, sam, step, scalars, weights):
         self.traces += 1
-
-        def noisy_teacher(clean: tf.Tensor, index: int) -> tf.Tensor:
-            logits = self.teacher(clean + self.noise(clean, step, index), training=True)
-            return tf.stop_gradient(logits)
-
-        with tf.GradientTape() as tape:
-            logits = self.student(images, training=True)
-            inputs = Inputs(
-                images, labels, logits, noisy_teacher, scalars["entropy_threshold"], self.passes, self.distance
-            )
+        # Persistent: what the discriminator descends is another sum than the student's.
+        with tf.GradientTape(persistent=self.adversary is not None) as tape:
+            inputs = self._inputs(images, labels, step, scalars)
             terms = self.framework(inputs)
             if sam is not None:
-                terms["sam"] = self.sam_distance(logits[labels.shape[0] :], *sam)
-            total = tf.add_n([weights[name] * term for name, term in terms.items()])
-        variables = self.student.trainable_variables
+                terms["sam"] = self.sam_distance(inputs.unlabelled_logits, *sam)
+            students = {name: term for name, term in terms.items() if name != DISCRIMINATOR_TERM}
+            total = tf.add_n([weights[name] * term for name, term in students.items()])
+        variables = self._trained()
         self.optimizer.learning_rate.assign(scalars["learning_rate"])
         self.optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
+        if self.adversary is not None:
+            variables = self.adversary.network.trainable_variables
+            gradients = tape.gradient(terms[DISCRIMINATOR_TERM], variables)
+            self.adversary.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         ema.update_teacher(self.teacher, self.student, scalars["ema_decay"], not self.teacher_has_statistics)
         return terms | {"total": total}

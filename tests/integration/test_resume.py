@@ -14,10 +14,13 @@ import pytest
 STEPS = 6
 
 
-def command(data_dir, workdir, sam_mode, sam_dir):
+def command(data_dir, workdir, sam_mode, sam_dir, method="mean_teacher"):
     """A run small enough for a test with all that is random in it: augmentation, dropout, noise, UA-MT's passes.
 
     Between them the three modes have both optimisers, batch and instance norm.
+
+    Args:
+        method: Without SAM; with it the method is UA-MT.
     """
     words = [
         sys.executable, "-m", "semisam_tf.train", f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=1",
@@ -26,7 +29,7 @@ def command(data_dir, workdir, sam_mode, sam_dir):
         "--augment_on=elastic", f"--sam_mode={sam_mode}",
     ]  # fmt: skip
     if sam_mode == "off":
-        words += ["--normalisation=batch", "--method=mean_teacher", "--optimizer=sgd"]
+        words += ["--normalisation=batch", f"--method={method}", "--optimizer=sgd", "--copy_paste_start_step=3"]
     else:
         # Instance norm, no lower limit of area and this seed: a network this young has some foreground to prompt with.
         words += ["--normalisation=instance", "--sam_min_area_vox=1", "--learning_rate=0.05", "--seed=1"]
@@ -37,9 +40,9 @@ def command(data_dir, workdir, sam_mode, sam_dir):
 
 
 def final_arrays(workdir):
-    """Weights of student and teacher and, from the last checkpoint, the optimiser's and SAM's state."""
+    """Weights of all networks and, from the last checkpoint, their whole state, the optimiser's and SAM's."""
     arrays = {}
-    for path in (workdir / "student.weights.h5", workdir / "teacher.weights.h5"):
+    for path in sorted(workdir.glob("*.weights.h5")):
         with h5py.File(path) as file:
             file.visititems(
                 lambda name, item, path=path: (
@@ -71,19 +74,24 @@ def kill_after_checkpoint(words, workdir, step):
 
 
 @pytest.mark.parametrize(
-    ("sam_mode", "sam"),
+    ("sam_mode", "sam", "method"),
     [
-        ("off", "tiny_sam"),
-        ("cached", "tiny_sam"),
-        pytest.param("online", "tiny_sam", marks=pytest.mark.slow),
-        pytest.param("cached", "tiny_volume_sam", marks=pytest.mark.slow),
+        ("off", "tiny_sam", "mean_teacher"),
+        ("cached", "tiny_sam", ""),
+        pytest.param("online", "tiny_sam", "", marks=pytest.mark.slow),
+        pytest.param("cached", "tiny_volume_sam", "", marks=pytest.mark.slow),
+        # It has no state of its own; resumed between its two stages.
+        pytest.param("off", "tiny_sam", "bidirectional_copy_paste", marks=pytest.mark.slow),
+        pytest.param("off", "tiny_sam", "cross_pseudo_supervision", marks=pytest.mark.slow),
+        ("off", "tiny_sam", "deep_adversarial_network"),
     ],
 )
-def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, request, sam_mode, sam):
+def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, request, sam_mode, sam, method):
     sam_dir = request.getfixturevalue(sam)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    reference = subprocess.Popen(command(tiny_cohort, whole, sam_mode, sam_dir), stderr=subprocess.PIPE, text=True)
-    words = command(tiny_cohort, killed, sam_mode, sam_dir)
+    words = command(tiny_cohort, whole, sam_mode, sam_dir, method)
+    reference = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    words = command(tiny_cohort, killed, sam_mode, sam_dir, method)
     kill_after_checkpoint(words, killed, 2)
     _, log = reference.communicate(timeout=240)
     assert reference.returncode == 0, log
@@ -93,6 +101,8 @@ def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, re
 
     expected, received = final_arrays(whole), final_arrays(killed)
     assert expected.keys() == received.keys()
+    networks = {"student", "teacher"} | ({"second"} if method == "cross_pseudo_supervision" else set())
+    assert {path.name for path in killed.glob("*.weights.h5")} == {f"{name}.weights.h5" for name in networks}
     for name, array in expected.items():
         np.testing.assert_array_equal(received[name], array, err_msg=name)
     if sam_mode != "off":

@@ -154,13 +154,16 @@ def test_choice_of_the_model():
     assert chosen_model(Config(eval_model="student"), "teacher") == "teacher"
 
 
-def test_student_and_teacher_start_apart_and_runs_by_their_seed():
+def test_networks_of_a_run_start_apart_and_runs_by_their_seed():
     def kernel(seed, name):
         return network_of(dataclasses.replace(CONFIG, seed=seed), 1, name).trainable_variables[0].numpy()
 
     np.testing.assert_array_equal(kernel(3, "student"), kernel(3, "student"))
     assert np.any(kernel(3, "student") != kernel(4, "student"))
     assert np.any(kernel(3, "student") != kernel(3, "teacher"))
+    second = kernel(3, "second")
+    for seed, name in ((3, "student"), (3, "teacher"), (4, "second")):
+        assert np.any(second != kernel(seed, name))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

@@ -59,6 +59,16 @@ def test_down_and_up_by_hand():
     np.testing.assert_allclose(up(np.full((1, 1, 1, 1, 1), 2, np.float32)).numpy().ravel(), 2 * np.arange(8) + 1)
 
 
+def test_halving_pads_both_ends_alike():
+    layer = convolution("c", 1, 1, 4, seeds(0), "halve")
+    layer.build((None, 6, 6, 6, 1))
+    layer.set_weights([np.ones((4, 4, 4, 1, 1)), np.zeros(1)])
+    out = layer(np.ones((1, 6, 6, 6, 1), np.float32)).numpy()[0, ..., 0]
+    # Of the four voxels under the kernel one lies outside at either end.
+    line = np.array([3.0, 4.0, 3.0])
+    np.testing.assert_allclose(out, line[:, None, None] * line[:, None] * line)
+
+
 def test_unknown_kinds_are_named():
     with pytest.raises(ValueError, match="Received: kind='sideways'"):
         convolution("c", 1, 1, 3, seeds(0), "sideways")

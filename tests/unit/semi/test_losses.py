@@ -28,6 +28,16 @@ def test_dice_loss_by_hand():
     np.testing.assert_allclose(losses.dice_loss(voxels((0.5, 0.5), (1, 0)), labels(1, 0), 0.0), 0.2, rtol=1e-6)
 
 
+def test_only_voxels_that_count_are_in_cross_entropy_and_dice():
+    logits, target = tf.math.log(voxels((0.5, 0.5), (0.9, 0.1))), labels(1, 0)
+    first, none = tf.constant([1.0, 0.0])[None, :, None, None], tf.zeros([1, 2, 1, 1])
+    np.testing.assert_allclose(losses.cross_entropy(logits, target, first), math.log(2), rtol=1e-6)
+    # overlap 0.5, sizes 0.25 + 1; the second voxel's 0.1 is not in.
+    np.testing.assert_allclose(losses.dice_loss(tf.nn.softmax(logits), target, 0.0, first), 0.2, rtol=1e-6)
+    assert float(losses.cross_entropy(logits, target, none)) == 0.0
+    assert float(losses.dice_loss(tf.nn.softmax(logits), target, where=none)) == 0.0
+
+
 def test_dice_loss_of_three_classes_is_the_mean_over_the_foreground():
     perfect_and_missed = losses.dice_loss(voxels((0, 1, 0), (1, 0, 0)), labels(1, 2), 0.0)
     np.testing.assert_allclose(perfect_and_missed, (0.0 + 1.0) / 2, rtol=1e-6)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from semisam_tf.config import Config
+from semisam_tf.models.discriminator import build_discriminator
 from semisam_tf.models.normalisation import normalisation_layer
-from semisam_tf.training.optimizers import build_optimizer
-from semisam_tf.training.step import Schedule, TrainStep, input_noise
+from semisam_tf.semi.frameworks import USES_DISCRIMINATOR, USES_SECOND
+from semisam_tf.training.optimizers import build_discriminator_optimizer, build_optimizer
+from semisam_tf.training.step import Adversary, Schedule, TrainStep, input_noise
 
 CONFIG = Config(
     method="mean_teacher", optimizer="sgd", learning_rate=0.1, consistency_ramp_steps=0, consistency_weight=1.0
@@ -25,7 +27,12 @@ def network(seed, normalisation):
 
 
 def build(config, normalisation="instance"):
-    return TrainStep(config, *(network(seed, normalisation) for seed in (0, 1)), build_optimizer(config))
+    networks = [network(seed, normalisation) for seed in (0, 1, 2)]
+    second = networks[2] if config.method in USES_SECOND else None
+    adversary = None
+    if config.method in USES_DISCRIMINATOR:
+        adversary = Adversary(build_discriminator(filters=2, seed=3), build_discriminator_optimizer(config))
+    return TrainStep(config, *networks[:2], build_optimizer(config), second=second, adversary=adversary)
 
 
 def batch(seed=0):
@@ -98,6 +105,145 @@ def test_teacher_of_a_supervised_run_follows_the_students_statistics():
     ]
     assert np.abs(means[0][0]).max() > 0
     np.testing.assert_array_equal(means[0][0], means[1][0])
+
+
+COPY_PASTE = dataclasses.replace(CONFIG, method="bidirectional_copy_paste")
+
+
+class Counted:
+    """A network that notes how many items each of its passes had when the step was traced."""
+
+    def __init__(self, model, passes):
+        self.model, self.passes = model, passes
+
+    def __call__(self, images, training):
+        self.passes.append(images.shape[0])
+        return self.model(images, training=training)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+def passes(config, sam=()):
+    """Items of each pass of (student, teacher) in one step on one labelled and two unlabelled items."""
+    step, student, teacher = build(config), [], []
+    step.student, step.teacher = Counted(step.student, student), Counted(step.teacher, teacher)
+    step(Schedule.at(config, 0), *batch(), *sam)
+    return student, teacher
+
+
+def test_no_network_is_run_in_vain():
+    sam = (np.zeros((2, 16, 16, 16, 2), np.float32), np.zeros((2, 16, 16, 16), np.float32))
+    online = {"sam_mode": "online", "sam_dir": "s"}
+    assert passes(CONFIG) == ([3], [3])
+    assert passes(dataclasses.replace(CONFIG, **online), sam) == ([3], [3])
+    assert passes(COPY_PASTE) == ([3], [2])
+    # SAM's target is of the plain crops, which copy-paste alone never shows to the student.
+    assert passes(dataclasses.replace(COPY_PASTE, **online), sam) == ([3, 2], [2])
+
+
+def test_copy_paste_learns_from_unlabelled_images_from_its_start_step_on():
+    other = np.zeros((16, 16, 16, 1), np.float32)
+    assert np.any(trained(COPY_PASTE) != trained(COPY_PASTE, changed_image=other))
+    later = dataclasses.replace(COPY_PASTE, copy_paste_start_step=1)
+    np.testing.assert_array_equal(trained(later), trained(later, changed_image=other))
+
+
+def test_copy_paste_is_traced_once_and_draws_new_boxes_every_step():
+    config = dataclasses.replace(COPY_PASTE, copy_paste_start_step=1, learning_rate=0.0, ema_decay=0.0)
+    step = build(config)
+    terms = [step(Schedule.at(config, t), *batch())["cross_entropy"].numpy() for t in (0, 1, 2, 2)]
+    assert step.traces == 1
+    assert len({float(term) for term in terms}) == 3
+    assert terms[2] == terms[3]
+
+
+def test_the_teachers_labels_weigh_a_share_of_the_supervised_weight():
+    config = dataclasses.replace(COPY_PASTE, supervised_weight=0.5, pseudo_label_weight=0.4)
+    weights = Schedule.at(config, 0).weights
+    assert weights == {"cross_entropy": 0.5, "dice": 0.5, "pseudo_cross_entropy": 0.2, "pseudo_dice": 0.2}
+
+
+CROSS = dataclasses.replace(CONFIG, method="cross_pseudo_supervision")
+
+
+def arrays(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+
+
+def crossed(images=None, labels=None, **changes):
+    """(first student, second student, teacher) after one step of cross pseudo supervision."""
+    config = dataclasses.replace(CROSS, **changes)
+    step, (plain, truth) = build(config), batch()
+    step(Schedule.at(config, 0), plain if images is None else images, truth if labels is None else labels)
+    return arrays(step.student), arrays(step.second), arrays(step.teacher)
+
+
+def test_both_students_of_cross_pseudo_supervision_learn_labels_and_from_each_other():
+    before = build(CROSS)
+    plain = crossed()
+    assert np.any(plain[0] != arrays(before.student))
+    assert np.any(plain[1] != arrays(before.second))
+    other_labels, alone = crossed(labels=1 - batch()[1]), crossed(consistency_weight=0.0)
+    for student in (0, 1):
+        assert np.any(plain[student] != other_labels[student])
+        assert np.any(plain[student] != alone[student])
+
+
+def test_cross_pseudo_supervision_averages_the_first_student_and_keeps_statistics():
+    first, _, teacher = crossed()
+    np.testing.assert_array_equal(first, teacher)
+    step = build(CROSS, normalisation="batch")
+    step(Schedule.at(CROSS, 0), *batch())
+    means = [[v.numpy() for v in m.non_trainable_variables if "mean" in v.path] for m in (step.student, step.teacher)]
+    assert np.abs(means[0][0]).max() > 0
+    np.testing.assert_array_equal(*(mean[0] for mean in means))
+
+
+def test_sam_teaches_the_first_student_alone():
+    config = dataclasses.replace(CROSS, sam_mode="online", sam_dir="s", sam_weight=1.0, sam_ramp="constant")
+    probs = np.zeros((2, 16, 16, 16, 2), np.float32)
+    probs[..., 1] = 1
+    after = []
+    for weight in (0.0, 1.0):
+        step = build(config)
+        step(Schedule.at(config, 0), *batch(), probs, np.full(probs.shape[:-1], weight, np.float32))
+        after.append((arrays(step.student), arrays(step.second)))
+    assert np.abs(after[0][0] - after[1][0]).max() > 1e-4
+    np.testing.assert_array_equal(after[0][1], after[1][1])
+
+
+ADVERSARIAL = dataclasses.replace(CONFIG, method="deep_adversarial_network", discriminator_learning_rate=0.01)
+
+
+def opposed(images=None, **changes):
+    """(student, discriminator) after one step, and the discriminator before."""
+    config = dataclasses.replace(ADVERSARIAL, **changes)
+    step, (plain, truth) = build(config), batch()
+    before = arrays(step.adversary.network)
+    step(Schedule.at(config, 0), plain if images is None else images, truth)
+    return arrays(step.student), arrays(step.adversary.network), before
+
+
+def test_student_and_discriminator_descend_each_their_own_term():
+    student, discriminator, before = opposed()
+    alone, same, _ = opposed(consistency_weight=0.0)
+    assert np.any(discriminator != before)
+    assert np.any(student != alone)
+    # What the student descends does not move the discriminator, nor the reverse.
+    np.testing.assert_array_equal(discriminator, same)
+    np.testing.assert_allclose(alone, trained(dataclasses.replace(CONFIG, method="supervised")), atol=1e-7)
+
+
+def test_the_discriminator_learns_to_tell_labelled_from_unlabelled():
+    config = dataclasses.replace(ADVERSARIAL, learning_rate=0.0, discriminator_learning_rate=0.003)
+    step, (images, labels) = build(config), batch()
+    images[1:] += 2.0
+    terms = [float(step(Schedule.at(config, t), images, labels)["discriminator"]) for t in range(60)]
+    assert step.traces == 1
+    # One item in three is labelled: knowing no more than that costs 0.637 nats. Dropout makes the terms jump.
+    assert np.mean(terms[:10]) > 0.6
+    assert np.mean(terms[-10:]) < 0.5
 
 
 def test_noise_is_clipped_and_a_function_of_seed_step_and_pass():

@@ -1,0 +1,83 @@
+"""From the settings to the SAMs that a run asks, and how."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from semisam_tf.config import Config
+from semisam_tf.data.volumes import Volume
+from semisam_tf.sam.branch import SamBranch
+from semisam_tf.sam.cache import EmbeddingCache
+from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.prompts import prompt_kinds
+from semisam_tf.sam.session import SamSession
+from semisam_tf.sam.trust import OrganPrior, parse
+from semisam_tf.training.selftest import selftest_of
+
+# Settings that mean something for a SAM of slices only.
+_SLICE_FLAGS = ("sam_axis", "sam_margin_vox", "sam_slice_step", "sam_max_slices")
+
+
+def sam_sessions(config: Config) -> list[SamSession]:
+    """Opens each SAM, so that a wrong folder, provider, trust or kind of prompt is said before any scan is read."""
+    if config.sam_mode == "off":
+        return []
+    parse(config.sam_trust)
+    providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
+    sessions = [
+        SamSession(folder, providers=providers, allow_cpu=config.sam_allow_cpu) for folder in config.sam_folders()
+    ]
+    for session in sessions:
+        prompt_kinds(session.manifest, config.sam_prompts)
+    return sessions
+
+
+def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
+    """A branch for each model, axis and margin that the settings name."""
+    cache = None
+    if config.sam_mode != "online":
+        cache = EmbeddingCache(config.sam_cache_dir or Path(config.workdir) / "sam_cache")
+    common: dict[str, Any] = {
+        "prompts": config.sam_prompts,
+        "points": config.sam_points,
+        "min_area_vox": config.sam_min_area_vox,
+        "trust": config.sam_trust,
+        "channel": config.sam_channel,
+        "cache": cache,
+    }
+    max_slices = config.sam_max_slices if config.sam_mode == "online" else 0
+    branches = []
+    for session in sessions:
+        if session.manifest.dims == 3:
+            _warn_of_vain_flags(config, session)
+            branches.append(SamBranch(session, **common))
+            continue
+        for axis, margin_vox in itertools.product(config.sam_axis, config.sam_margin_vox):
+            slices: dict[str, Any] = {"axis": axis, "margin_vox": margin_vox, "slice_step": config.sam_slice_step}
+            branches.append(SamBranch(session, **common, **slices, max_slices=max_slices))
+    trusts = parse(config.sam_trust)
+    prior = None
+    if "prior" in trusts:
+        labels = [volume.label for volume in labelled if volume.label is not None]
+        prior = OrganPrior.of(labels, [volume.spacing_mm for volume in labelled], config.n_classes)
+    whole_scan = config.sam_mode != "online"
+    ensemble = SamEnsemble(branches, trusts, prior, whole_scan)
+    if "selftest" in trusts or config.sam_selftest:
+        found = selftest_of(config, ensemble, labelled)
+        if "selftest" in trusts and whole_scan:
+            ensemble.scan_trust = found.trust
+    return ensemble
+
+
+def _warn_of_vain_flags(config: Config, session: SamSession) -> None:
+    defaults = Config()
+    set_in_vain = [name for name in _SLICE_FLAGS if getattr(config, name) != getattr(defaults, name)]
+    if set_in_vain:
+        logging.warning(
+            "%s sees volumes, not slices; without effect: %s.",
+            session.manifest.family, ", ".join(f"--{name}" for name in set_in_vain),
+        )  # fmt: skip
