@@ -93,6 +93,11 @@ class Config:
     sam_weight: float = option(0.05, "Largest weight of the SAM term (paper: 0.5 x 0.1).")
     sam_ramp: str = option("down", "down: SAM lets go towards the end (paper).", choices=("down", "constant"))
     sam_prompts_from: str = option("teacher", "Whose prediction prompts SAM.", choices=("student", "teacher"))
+    oracle_prompts: bool = option(
+        False,
+        "Prompt SAM with the GROUND TRUTH of the unlabelled scans, as the published code does: only to repeat its "
+        "figures. The run is marked.",
+    )
     sam_prompts: str = option(
         "auto",
         "Kinds of prompts: box, point, mask, separated by commas. auto: box if the SAM knows boxes, else point.",
@@ -266,6 +271,10 @@ def validate(config: Config) -> None:
         (
             config.sam_prompts != "auto" and not (prompts and prompts <= {"box", "point", "mask"}),
             "--sam_prompts: expected auto, or some of box, point and mask, separated by commas.",
+        ),
+        (
+            config.oracle_prompts and config.sam_mode == "off",
+            "--oracle_prompts prompts SAM with labels: choose a --sam_mode, or leave it out.",
         ),
         (config.sam_axis not in (0, 1, 2), "--sam_axis: expected 0, 1 or 2."),
         (

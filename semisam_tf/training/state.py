@@ -21,6 +21,7 @@ from semisam_tf.sam.session import SamSession
 from semisam_tf.semi.ema import copy_weights
 from semisam_tf.training import checkpoint
 from semisam_tf.training.optimizers import build_optimizer
+from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.sam_teaching import SamTeaching
 from semisam_tf.training.step import Schedule, TrainStep
 
@@ -43,7 +44,14 @@ class Training:
     data_wait_s: float = 0.0
 
     @classmethod
-    def build(cls, config: Config, channels: int, unlabelled: list[Volume], session: SamSession | None) -> Training:
+    def build(
+        cls,
+        config: Config,
+        channels: int,
+        unlabelled: list[Volume],
+        session: SamSession | None,
+        oracle: OraclePrompts | None = None,
+    ) -> Training:
         """A run at step 0; the teacher starts as a copy of the student."""
         student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
         copy_weights(teacher, student)
@@ -52,7 +60,7 @@ class Training:
         if session is not None:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
             branch = _sam_branch(config, session)
-            sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled)
+            sam = SamTeaching(config, branch, predictor.crop_probs, predictor.probs, unlabelled, oracle)
         return cls(config, student, teacher, optimizer, TrainStep(config, student, teacher, optimizer), sam)
 
     def save(self) -> None:
@@ -107,6 +115,7 @@ class Training:
             "steps_per_s": self.step / max(self.duration_s, 1e-9),
             "data_wait_share": self.data_wait_s / max(self.duration_s, 1e-9),
             "model": chosen_model(self.config),
+            "oracle_prompts": self.config.oracle_prompts,
             "sam": None if self.sam is None else self.sam.summary(),
         }
 
