@@ -1,0 +1,57 @@
+"""The SAM export: whether its files are the ones that were verified, and what its embeddings will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from semisam_tf.config import Config
+from semisam_tf.findings import FAIL, OK, WARN, Finding
+from semisam_tf.health.machine import check_folder, gib
+from semisam_tf.health.scans import ScanFacts
+from semisam_tf.sam.manifest import Manifest, load_manifest
+
+
+def check_export(config: Config) -> tuple[list[Finding], Manifest | None]:
+    """Hashes every file of the export, and asks whether it takes the prompts that the run would make."""
+    from semisam_tf.sam.prompts import prompt_kinds  # SciPy, which may be what is broken
+
+    try:
+        manifest = load_manifest(config.sam_folder())
+        kinds = prompt_kinds(manifest, config.sam_prompts)
+    except (OSError, ValueError) as error:
+        fix = f"python -m export.sam --family=lite_medsam --output={config.sam_folder()}"
+        return [Finding(FAIL, "sam", str(error), fix)], None
+    found = (
+        f"{manifest.family} in {config.sam_folder()}, {manifest.dims}D, prompted by {' and '.join(kinds)}; "
+        f"{len(manifest.sha256)} files have the sha256 of the manifest"
+    )
+    findings = [Finding(OK, "sam", found)]
+    if manifest.source.get("name", "").startswith("random"):
+        findings.append(
+            Finding(WARN, "sam", "its weights are random: it teaches nothing", "export with --checkpoint=FILE")
+        )
+    return findings, manifest
+
+
+def views_of_scan(config: Config, manifest: Manifest, scan: ScanFacts) -> int:
+    """Slices or windows of a scan that may be encoded."""
+    if manifest.dims == 2:
+        return math.ceil(scan.grid_vox[config.sam_axis] / config.sam_slice_step)
+    from semisam_tf.sam.window import WindowFrame
+
+    return len(WindowFrame.of(scan.grid_vox, scan.grid_spacing_mm, manifest).starts)
+
+
+def check_cache(config: Config, manifest: Manifest, unlabelled: Sequence[ScanFacts]) -> Finding:
+    """Whether the embeddings of the unlabelled scans fit on the disk; slices without organ take nothing."""
+    folder = config.sam_cache_dir or str(Path(config.workdir or ".") / "sam_cache")
+    views = sum(views_of_scan(config, manifest, scan) for scan in unlabelled)
+    needed = 2 * math.prod(manifest.embedding_shape) * views
+    files = Path(folder).glob("*.embeddings") if Path(folder).is_dir() else ()
+    # The files have holes where nothing was encoded yet.
+    there = sum(512 * path.stat().st_blocks for path in files)
+    kind = "slices" if manifest.dims == 2 else "windows"
+    what = f"at most {gib(needed)} for {views} {kind} of {len(unlabelled)} scans, {gib(there)} is there"
+    return check_folder("sam cache", folder, max(0, needed - there), what, "--sam_cache_dir")
