@@ -48,27 +48,29 @@ def test_with_flags_and_without_any_flavour(repo_root, tmp_path):
     assert "memory" in lines
 
 
-def test_a_broken_tensorflow_and_a_broken_onnxruntime_are_named(repo_root, tmp_path):
-    for name, code in {
-        "tensorflow": "raise ImportError('DLL load failed')",
-        "onnxruntime": "import os; os.abort()",
-    }.items():
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with a TensorFlow that cannot be imported and an ONNX Runtime that takes Python down."""
+    modules = {"tensorflow": "raise ImportError('DLL load failed')", "onnxruntime": "import os; os.abort()"}
+    for name, code in modules.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(code)
-    done, lines = doctor(repo_root, path=[tmp_path])
+    return tmp_path
+
+
+def test_a_broken_tensorflow_and_a_broken_onnxruntime_are_named(repo_root, broken):
+    done, lines = doctor(repo_root, path=[broken])
     assert done.returncode == 1
-    assert (
-        "TensorFlow does not start: ImportError: DLL load failed -> pip install --force-reinstall" in lines["tf device"]
-    )
-    assert "ONNX Runtime does not start: killed by SIGABRT -> pip install --force-reinstall" in lines["ort device"]
+    assert "does not start: ImportError: DLL load failed -> pip install --force-reinstall" in lines["tf device"]
+    assert "does not start: killed by SIGABRT -> pip install --force-reinstall" in lines["ort device"]
 
 
-def test_two_flavours_of_each(repo_root, tmp_path):
+def test_two_flavours_of_each(repo_root, broken):
     for name, version in {"tensorflow": "2.21.0", "onnxruntime_gpu": "1.30.0"}.items():
-        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (broken / f"{name}-{version}.dist-info").mkdir()
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
-    done, lines = doctor(repo_root, path=[tmp_path])
+        (broken / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
+    done, lines = doctor(repo_root, path=[broken])
     assert done.returncode == 1
     assert "tensorflow 2.21.0 and tensorflow-cpu " in lines["tensorflow"]
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in lines["onnxruntime"]

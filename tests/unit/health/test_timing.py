@@ -49,7 +49,7 @@ def test_a_sam_that_starts_too_late_costs_nothing(manifest):
 def test_the_whole_run():
     step, run = check_time(CONFIG, TIMES, "", SamWork(18, 72, 12))
     assert (step.status, run.status) == (OK, OK)
-    assert step.found == "0.50 s a step, mean of 8; the first took 9.0 s"
+    assert step.found == "0.50 s a step (mean of 8; the first took 9.0 s)"
     # 9 + 100 x 0.5 + 18 x 0.5 + 72 x 0.1 + 12 x 2
     assert run.found.startswith("about 2 min: 100 steps take 59 s, SAM adds about 40 s")
     (_, without) = check_time(CONFIG, {k: TIMES[k] for k in ("first_step_s", "step_s", "steps")}, "", None)
