@@ -125,7 +125,7 @@ def test_a_score_on_a_scan_of_training_is_caught(honest, tiny_cohort, tmp_path):
     assert "metrics.json knows of" in done.stdout
 
 
-@pytest.mark.parametrize("mode", ["cached", "online"])
+@pytest.mark.parametrize("mode", ["cached", pytest.param("online", marks=pytest.mark.slow)])
 def test_the_oracle_is_loud_marked_and_counted(tiny_cohort, tiny_sam, tmp_path, mode):
     words = [f"--sam_mode={mode}", f"--sam_dir={tiny_sam}", "--oracle_prompts"]
     done = train(tiny_cohort, tmp_path / "run", *words)
