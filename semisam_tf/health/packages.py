@@ -22,7 +22,7 @@ Installed = Mapping[str, str]
 
 def installed_packages() -> dict[str, str]:
     """Name, in lower case with dashes, -> version, of every installed distribution."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # pip leaves folders without one behind when it is interrupted

@@ -62,12 +62,12 @@ def run_probe(
     except OSError as error:
         return Answer([], f"{sys.executable} cannot be started: {error}", [])
     notes = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    error = ""
+    ended = ""
     if done.returncode < 0:
-        error = f"killed by {signal.Signals(-done.returncode).name}"
+        ended = f"killed by {signal.Signals(-done.returncode).name}"
     elif done.returncode:
-        error = notes[-1] if notes else f"exit code {done.returncode}"
-    return Answer([value for value in map(_object, done.stdout.splitlines()) if value], error, notes)
+        ended = notes[-1] if notes else f"exit code {done.returncode}"
+    return Answer([value for value in map(_object, done.stdout.splitlines()) if value], ended, notes)
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -78,9 +78,9 @@ def sam_work(config: Config, manifest: Manifest, facts: Sequence[ScanFacts], spl
         return SamWork(0, 0, 0)
     shares = [fact.shown[config.sam_axis] for fact in facts if fact.shown is not None]
     share = sum(shares) / len(shares) if shares and manifest.dims == 2 else 1.0
-    views = share * sum(views_of_scan(config, manifest, fact) for fact in unlabelled) / len(unlabelled)
+    views_a_scan = share * sum(views_of_scan(config, manifest, fact) for fact in unlabelled) / len(unlabelled)
     refreshes = math.ceil(draws / len(unlabelled) / config.sam_refresh_visits)
-    return SamWork(scans * views, scans * views * refreshes, scans * refreshes)
+    return SamWork(scans * views_a_scan, scans * views_a_scan * refreshes, scans * refreshes)
 
 
 def check_time(config: Config, times: Mapping[str, float], error: str, work: SamWork | None) -> list[Finding]:
