@@ -38,17 +38,20 @@ def measure(workdir: str, data_dir: str, cases: list[str]) -> dict[str, Any]:
     """Confidence and Dice of every scan, and their rank correlation."""
     import tensorflow as tf
 
+    from semisam_tf.data.label_access import LabelLedger
     from semisam_tf.data.volumes import find_case, load_volume
     from semisam_tf.inference.metrics import case_metrics
     from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.inference.run_folder import read_run, run_id_of
     from semisam_tf.serving.pipeline import soft_dice
 
     predictor, which = load_predictor(Path(workdir))
     config = predictor.config
+    scoring = LabelLedger(workdir, run_id_of(read_run(Path(workdir)))).access("scoring")
     confidence, dice = {}, {}
     for case in cases:
         files = find_case(data_dir, case)
-        volume = load_volume(files, with_label=True, default_spacing_mm=config.default_spacing_mm or None)
+        volume = load_volume(files, with_label=scoring, default_spacing_mm=config.default_spacing_mm or None)
         found = predictor.predict(volume)
         foreground = tf.constant(found.probs[..., 1:].sum(-1).clip(0, 1))
         confidence[case] = round(float(soft_dice(tf.constant(found.mask), foreground)), 5)

@@ -179,18 +179,22 @@ def measure(name: str, workdir: str, data_dir: str, cases: list[str], timed: int
     """Runs one procedure; to be called in a process of its own."""
     import tensorflow as tf
 
+    from semisam_tf.data.label_access import LabelLedger
     from semisam_tf.data.volumes import find_case, load_volume
     from semisam_tf.inference.metrics import case_metrics
     from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.inference.run_folder import read_run, run_id_of
 
     procedure = PROCEDURES[name]
     predictor, which = load_predictor(Path(workdir), tta=procedure.tta)
     config = predictor.config
     windows = install(predictor, procedure)
 
+    scoring = LabelLedger(workdir, run_id_of(read_run(Path(workdir)))).access("scoring")
+
     def load(case: str) -> Any:
         files = find_case(data_dir, case)
-        return load_volume(files, with_label=True, default_spacing_mm=config.default_spacing_mm or None)
+        return load_volume(files, with_label=scoring, default_spacing_mm=config.default_spacing_mm or None)
 
     volumes = [load(case) for case in cases[:timed]]
     seconds, masks = time_scans(predictor, procedure, volumes)

@@ -152,7 +152,8 @@ def measure_time(workdir: Path, volumes: list[Any], scratch: Path, turns: int) -
 def measure_memory(workdir: Path, volume: Any, scratch: Path) -> list[dict[str, Any]]:
     """A row for each overlap and each size: windows, voxels, memory before and at the peak."""
     from semisam_tf.config import WINDOW_OVERLAP
-    from semisam_tf.inference.predictor import preprocessing_of, read_run
+    from semisam_tf.data.preprocess import preprocessing_of
+    from semisam_tf.inference.run_folder import read_run
     from semisam_tf.serving.save import SaveConfig, save
     from stand_in.process import running
 
@@ -274,7 +275,7 @@ def measure(workdir: Path, cases: list[str], parts: list[str]) -> None:
     import tensorflow as tf
 
     from semisam_tf.data.volumes import find_case, load_volume
-    from semisam_tf.inference.predictor import read_run
+    from semisam_tf.inference.run_folder import read_run
 
     spacing_mm = read_run(workdir)["config"].default_spacing_mm or None
     files = [find_case(_DATA_DIR.value, case) for case in cases]

@@ -113,6 +113,11 @@ class Config:
     sam_weight: float = option(0.05, "Largest weight of the SAM term (paper: 0.5 x 0.1).")
     sam_ramp: str = option("down", "down: SAM lets go towards the end (paper).", choices=("down", "constant"))
     sam_prompts_from: str = option("teacher", "Whose prediction prompts SAM.", choices=("student", "teacher"))
+    oracle_prompts: bool = option(
+        False,
+        "Prompt SAM with the GROUND TRUTH of the unlabelled scans, as the published code does: only to repeat its "
+        "figures. The run is marked.",
+    )
     sam_prompts: str = option(
         "auto",
         "Kinds of prompts: box, point, mask, separated by commas. auto: box if the SAM knows boxes, else point.",
@@ -317,6 +322,10 @@ def validate(config: Config) -> None:
         (
             config.sam_prompts != "auto" and not (prompts and prompts <= {"box", "point", "mask"}),
             "--sam_prompts: expected auto, or some of box, point and mask, separated by commas.",
+        ),
+        (
+            config.oracle_prompts and config.sam_mode not in ("online", "cached"),
+            "--oracle_prompts prompts SAM with labels: choose --sam_mode=online or cached, or leave it out.",
         ),
         (
             not config.sam_axis

@@ -54,11 +54,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from absl import logging
 
     from semisam_tf.atomic import write_json
+    from semisam_tf.data.label_access import LabelLedger
     from semisam_tf.data.splits import read_cases
     from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
     from semisam_tf.inference.evaluation import evaluate_cases
     from semisam_tf.inference.picture import save_picture
-    from semisam_tf.inference.predictor import load_predictor, read_result, read_run
+    from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.inference.run_folder import METRICS_FILE, read_result, read_run, run_id_of
 
     workdir = Path(config.workdir)
     predictor, which = load_predictor(workdir, config.model, config.overlap, blend=config.blend)
@@ -73,9 +75,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         logging.warning("%d of these cases were trained on: %s. This is no score on unseen scans.", *_few(trained_on))
     spacing_mm = config.default_spacing_mm or predictor.config.default_spacing_mm or None
     masks: dict[str, np.ndarray] = {}
+    ledger = LabelLedger(workdir, run_id_of(run))
 
     def load(case_id: str) -> Volume:
-        return load_volume(files[case_id], with_label=True, default_spacing_mm=spacing_mm)
+        return load_volume(files[case_id], with_label=ledger.access("scoring"), default_spacing_mm=spacing_mm)
 
     def keep(volume: Volume, mask: np.ndarray, scores: dict[str, Any]) -> None:
         masks[volume.case_id] = mask
@@ -84,9 +87,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         logging.info("%d/%d  %s  Dice %.4f", len(masks), len(case_ids), volume.case_id, scores["dice"])
 
     report = evaluate_cases(predictor.mask, load, case_ids, predictor.config.n_classes, keep)
-    output = Path(config.output or workdir / "metrics.json")
+    output = Path(config.output or workdir / METRICS_FILE)
     picture = Path(config.picture or output.with_suffix(".png"))
     report |= {"model": which, "trained_on": trained_on, "sam": read_result(workdir)["sam"]}
+    report |= {"oracle_prompts": run.get("oracle_prompts", False), "label_ledger": ledger.mark()}
     write_json(output, report)
     save_picture(picture, report, load, masks)
     report |= {"output": str(output), "picture": str(picture)}
@@ -114,6 +118,8 @@ def evaluate_command(config: EvaluateConfig) -> int:
             f"taught, mean weight {sam['mean_weight']:.3f}\n"
         )
     sys.stdout.write(f"Metrics: {report['output']}\nPicture: {report['picture']}\n")
+    if report["oracle_prompts"]:
+        sys.stdout.write("ORACLE PROMPTS: SAM saw the labels of the unlabelled scans. No semi-supervised result.\n")
     if mean["dice"] < config.min_dice:
         sys.stderr.write(f"error: mean Dice {mean['dice']:.4f} is below --min_dice={config.min_dice}.\n")
         return 1

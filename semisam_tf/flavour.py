@@ -7,11 +7,30 @@ different packages holding the same files: only the user knows which one the mac
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from itertools import pairwise
 
 _REMEDY = (
     "Install one flavour of semisam-tf, never both: pip install 'semisam-tf[cpu]', or on a machine with an NVIDIA GPU "
     "pip install 'semisam-tf[gpu]' (from a clone: pip install -c constraints.txt -e '.[cpu]')."
 )
+
+
+# They run where a flavour is absent or broken, to say so.
+_DIAGNOSTIC = ("semisam_tf.doctor", "semisam_tf.health.")
+
+
+def is_diagnosis(command: Sequence[str]) -> bool:
+    """Whether an interpreter's command, `sys.orig_argv`, runs the doctor or a part of it by `-m`.
+
+    While Python imports the package on its way to the module, nothing else says which module it is after.
+    """
+    for option, name in pairwise(("", *command)):
+        if option.startswith("-") and not option.startswith("--") and option.endswith("m"):
+            return name.startswith(_DIAGNOSTIC)
+        if name.startswith("-m") and name != "-m":
+            return name.removeprefix("-m").startswith(_DIAGNOSTIC)
+    return False
 
 
 def is_installed(module: str) -> bool:

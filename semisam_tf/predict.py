@@ -99,7 +99,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     from semisam_tf.data.scans import find_scans
     from semisam_tf.inference.device import choose_device
     from semisam_tf.inference.outputs import plan_outputs
-    from semisam_tf.inference.predictor import load_predictor, read_run
+    from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.inference.run_folder import read_run
     from semisam_tf.inference.summary import write_summary
 
     scans = find_scans(config.input)

@@ -46,7 +46,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     from absl import logging
 
     from semisam_tf.data.splits import read_cases
-    from semisam_tf.inference.predictor import read_run
+    from semisam_tf.inference.run_folder import read_run
     from semisam_tf.training.pseudolabels import write_nifti
     from semisam_tf.training.rounds import make_targets
 

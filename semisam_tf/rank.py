@@ -41,9 +41,11 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
         An entry a scan, best first: "case_id", "score" and the measures of `ranking.DISAGREEMENTS`.
     """
     from semisam_tf.atomic import write_json
+    from semisam_tf.data.label_access import LabelLedger
     from semisam_tf.data.splits import read_cases
-    from semisam_tf.inference.predictor import load_predictor, read_run
+    from semisam_tf.inference.predictor import load_predictor
     from semisam_tf.inference.ranking import features_of, order
+    from semisam_tf.inference.run_folder import read_run, run_id_of
     from semisam_tf.training.loop import load_labelled, load_unlabelled
     from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
@@ -64,7 +66,8 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     cases = read_cases(config.cases) if config.cases else run["unlabelled"]
     if not cases:
         raise OptionError("--cases is needed: the run had no unlabelled cases.")
-    labelled = load_labelled(settings, run["labelled"])
+    access = LabelLedger(workdir, run_id_of(run)).access("self_test")
+    labelled = load_labelled(settings, run["labelled"], access)
     predictors = {which: load_predictor(workdir, which)[0] for which in ("student", "teacher")}
     ensemble = sam_ensemble(settings, labelled, sam_sessions(settings)) if settings.sam_folders() else None
     opinions, masks = {}, {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
+from semisam_tf.data.label_access import LabelAccess
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.data.volumes import Volume, find_case, load_volume
 
@@ -13,7 +15,7 @@ from semisam_tf.data.volumes import Volume, find_case, load_volume
 def load_cohort(
     data_dir: str | os.PathLike[str],
     case_ids: Sequence[str],
-    with_label: bool,
+    with_label: LabelAccess | Literal[False],
     preprocessing: Preprocessing,
     default_spacing_mm: Sequence[float] | None,
     n_classes: int,
@@ -24,7 +26,7 @@ def load_cohort(
     Args:
         data_dir: Root of the data.
         case_ids: Names, the order of the result.
-        with_label: False reads no label at all, see `load_volume`.
+        with_label: What the labels are opened for; False reads no label at all, see `load_volume`.
         preprocessing: Normalisation and training spacing.
         default_spacing_mm: For HDF5 files without spacing.
         n_classes: With background; larger label values are an error.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from semisam_tf import geometry
+from semisam_tf.config import Config
 from semisam_tf.data.volumes import Volume
 
 
@@ -127,6 +128,14 @@ class Preprocessing:
     def probs_to_own_grid(self, probs: np.ndarray, own_size: Sequence[int]) -> np.ndarray:
         """Step 4: float [x, y, z, K] in the training grid -> float32 [X, Y, Z, K]; classes still sum to 1."""
         return geometry.resample(probs, own_size)
+
+
+def preprocessing_of(config: Config) -> Preprocessing:
+    """The normalisation and training grid of a run."""
+    spacing = config.training_spacing_mm
+    return Preprocessing(
+        config.lower_percentile, config.upper_percentile, (spacing[0], spacing[1], spacing[2]) if spacing else None
+    )
 
 
 def _resample_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -103,6 +103,7 @@ class _Source:
     """The real scan, and how a subject is made from it."""
 
     def __init__(self) -> None:
+        from semisam_tf.data.label_access import outside_runs
         from semisam_tf.data.volumes import CaseFiles, load_volume
 
         spec = importlib.util.find_spec("slicerio")
@@ -110,7 +111,7 @@ class _Source:
             raise FileNotFoundError("Expected the package slicerio, which has the source CT: pip install slicerio.")
         folder = Path(next(iter(spec.submodule_search_locations))) / "data"
         files = CaseFiles("source", folder / "CTChest4.nrrd", folder / "Segmentation.seg.nrrd", "flat")
-        scan = load_volume(files, with_label=True)
+        scan = load_volume(files, with_label=outside_runs("the source of simulated scans"))
         if scan.label is None:
             raise RuntimeError(f"Expected a label in {files.label}.")
         self.spacing_mm = np.asarray(scan.spacing_mm)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from absl import logging
 
+from semisam_tf.config import Config
+from semisam_tf.options import OptionError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -78,6 +81,18 @@ def make_split(cases: Sequence[str], labelled: int | Sequence[str], excluded: Se
         )
     dropped = set(chosen) | set(excluded)
     return Split(tuple(chosen), tuple(case for case in cases if case not in dropped))
+
+
+def split_of(config: Config) -> Split:
+    """Which cases are labelled and which are not, from the lists and flags. Opens no scan."""
+    train_list = Path(config.train_list or Path(config.data_dir) / "train.list")
+    if not train_list.is_file():
+        raise OptionError(
+            f"Expected the training cases in {train_list}, one name a line. Write it, or set --train_list."
+        )
+    excluded = read_cases(config.exclude_cases) if config.exclude_cases else []
+    labelled = int(config.labeled) if config.labeled.isdigit() else read_cases(config.labeled)
+    return make_split(read_cases(train_list), labelled, excluded)
 
 
 def _refuse_duplicates(cases: Sequence[str], where: str) -> None:

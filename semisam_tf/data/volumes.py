@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -27,6 +28,7 @@ from semisam_tf.data.itk import (
     read_image,
     write_image,
 )
+from semisam_tf.data.label_access import LabelAccess
 
 H5_NAME = "mri_norm2.h5"
 
@@ -104,23 +106,43 @@ def find_case(data_dir: str | os.PathLike[str], case_id: str) -> CaseFiles:
     )
 
 
-def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Sequence[float] | None = None) -> Volume:
+def has_label(files: CaseFiles) -> bool:
+    """Whether a case has a label on file. Of an HDF5 file the names of its datasets are read, no label is."""
+    if files.layout != "h5":
+        return files.label is not None and files.label.is_file()
+    try:
+        with h5py.File(files.image, "r") as file:
+            return "label" in file
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"Expected a readable HDF5 file: {files.image} is truncated or damaged ({error}).") from error
+
+
+def load_volume(
+    files: CaseFiles, *, with_label: LabelAccess | Literal[False], default_spacing_mm: Sequence[float] | None = None
+) -> Volume:
     """Reads a case.
 
     Args:
         files: From `find_case`.
         with_label: False never opens the label file and never reads the HDF5 dataset `label`, whatever is in it:
-            nothing downstream can leak what it was never given.
+            nothing downstream can leak what it was never given. To read it, what for: it is recorded first.
         default_spacing_mm: Spacing of files that store none. Files that have a spacing keep theirs.
 
     Raises:
         FileNotFoundError: The image, or a label that was asked for, is not there.
         ValueError: A file is damaged or its content is not what it should be; names the file.
     """
+    if with_label is not False and not isinstance(with_label, LabelAccess):
+        raise ValueError(
+            "Expected with_label=False, or what the label is opened for: LabelLedger(workdir, run_id).access(purpose), "
+            f"see semisam_tf/data/label_access.py. Received: with_label={with_label!r}."
+        )
     if not files.image.is_file():
         raise FileNotFoundError(f"Expected an image file. Received: {files.image}, which does not exist.")
     if files.layout == "h5":
-        stored, label = _read_h5(files.image, with_label, default_spacing_mm)
+        if with_label and has_label(files):
+            with_label.record(files.case_id, files.image)
+        stored, label = _read_h5(files.image, bool(with_label), default_spacing_mm)
     else:
         stored, label = read_image(files.image, default_spacing_mm), None
         if with_label:
@@ -129,6 +151,7 @@ def load_volume(files: CaseFiles, *, with_label: bool, default_spacing_mm: Seque
                     f"Expected a label file for {files.image}, and there is none. Add it, or use case "
                     f"{files.case_id!r} as unlabelled. Received: label={files.label}."
                 )
+            with_label.record(files.case_id, files.label)
             label, _, label_affine, *_ = read_image(files.label, stored.spacing_mm)
             if label.shape[-1] == 1:
                 label = label[..., 0]

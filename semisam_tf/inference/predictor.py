@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +16,18 @@ import tensorflow as tf
 from semisam_tf.config import WINDOW_BLEND, WINDOW_OVERLAP, Config
 from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.orientation import AxisOrder, axis_code, axis_order
-from semisam_tf.data.preprocess import Preprocessing
+from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.evaluation import largest_component
+from semisam_tf.inference.run_folder import REMEDY, read_result, read_run
 from semisam_tf.inference.sliding_window import predict_probs
 from semisam_tf.models.registry import build_network
 
-RUN_FILE, RESULT_FILE = "run.json", "result.json"
-_REMEDY = "Copy the run's folder again, name another, or train it anew."
 # Told how many windows are done, and of how many.
 OnWindow = Callable[[int, int], None]
 # A network's seed is this beyond twice the run's: all start from other weights and drop other channels, and no run's
 # second student is another run's first.
 SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40, "discriminator": 2**40 + 1}
-
-
-def preprocessing_of(config: Config) -> Preprocessing:
-    """The normalisation and training grid of a run."""
-    spacing = config.training_spacing_mm
-    return Preprocessing(
-        config.lower_percentile, config.upper_percentile, (spacing[0], spacing[1], spacing[2]) if spacing else None
-    )
 
 
 def network_of(config: Config, channels: int, name: str) -> keras.Model:
@@ -179,30 +169,6 @@ def chosen_model(config: Config, wanted: str = "auto") -> str:
     return "teacher"
 
 
-def read_run(workdir: Path) -> dict[str, Any]:
-    """The record that training keeps in `workdir`; `config` in it is a Config.
-
-    Raises:
-        FileNotFoundError: No run there.
-        ValueError: The record is damaged, or of something else.
-    """
-    path = workdir / RUN_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a training run in {workdir}: {path} is missing. Train it, or name another folder."
-        )
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"Expected the JSON that training writes in {path}. Received: {error}. {_REMEDY}") from error
-    missing = [key for key in ("config", "channels") if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise ValueError(
-            f"Expected the record of a training run in {path}. Received: one without {' and '.join(missing)}. {_REMEDY}"
-        )
-    return record | {"config": Config.from_dict(record["config"])}
-
-
 def load_network(workdir: Path, record: dict[str, Any], which: str) -> keras.Model:
     """The network of a run with its trained weights: `record` from `read_run`, `which` "student" or "teacher".
 
@@ -214,23 +180,8 @@ def load_network(workdir: Path, record: dict[str, Any], which: str) -> keras.Mod
         model.load_weights(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"Expected the weights of the run in {path}. Received: {reason}. {_REMEDY}") from error
+        raise ValueError(f"Expected the weights of the run in {path}. Received: {reason}. {REMEDY}") from error
     return model
-
-
-def read_result(workdir: Path) -> dict[str, Any]:
-    """`result.json`, which training writes last: steps, time, and what SAM did.
-
-    Raises:
-        FileNotFoundError: Training has not finished.
-    """
-    path = workdir / RESULT_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected {path}, which training writes at its end. Run the train command again: it goes on from the last "
-            "checkpoint."
-        )
-    return json.loads(path.read_text())
 
 
 def load_predictor(

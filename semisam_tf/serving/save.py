@@ -62,7 +62,8 @@ def save(config: SaveConfig) -> Path:
         RuntimeError: The saved graph does not say what the Python pipeline says; nothing is left of it.
     """
     _check(config)
-    from semisam_tf.inference.predictor import Predictor, chosen_model, load_network, read_result, read_run
+    from semisam_tf.inference.predictor import Predictor, chosen_model, load_network
+    from semisam_tf.inference.run_folder import read_result, read_run
     from semisam_tf.serving.folder import next_version, write_server_files
     from semisam_tf.serving.metadata import describe
     from semisam_tf.serving.pipeline import Limits, Pipeline

@@ -17,17 +17,16 @@ from semisam_tf.config import Config, validate
 from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.batches import Prefetcher, TwoStream
 from semisam_tf.data.cohort import check_channels, load_cohort
+from semisam_tf.data.label_access import LabelAccess, LabelLedger
 from semisam_tf.data.orientation import common_axis_code
-from semisam_tf.data.splits import Split, make_split, read_cases
+from semisam_tf.data.preprocess import preprocessing_of
+from semisam_tf.data.splits import Split, split_of
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import (
-    RESULT_FILE,
-    preprocessing_of,
-    read_result,
-)
+from semisam_tf.inference.run_folder import RESULT_FILE, read_result
 from semisam_tf.options import OptionError
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
+from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.sam_setup import sam_sessions
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
@@ -38,42 +37,22 @@ def due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def split_of(config: Config) -> Split:
-    """Which cases are labelled and which are not, from the lists and flags. Opens no scan."""
-    train_list = Path(config.train_list or Path(config.data_dir) / "train.list")
-    if not train_list.is_file():
-        raise OptionError(
-            f"Expected the training cases in {train_list}, one name a line. Write it, or set --train_list."
-        )
-    excluded = read_cases(config.exclude_cases) if config.exclude_cases else []
-    labelled = int(config.labeled) if config.labeled.isdigit() else read_cases(config.labeled)
-    return make_split(read_cases(train_list), labelled, excluded)
-
-
-def load_labelled(config: Config, case_ids: Sequence[str]) -> list[Volume]:
+def load_labelled(config: Config, case_ids: Sequence[str], labels: LabelAccess) -> list[Volume]:
     """Scans with their labels, in the training grid."""
-    return load_cohort(config.data_dir, case_ids, with_label=True, **_reading(config))
+    return load_cohort(config.data_dir, case_ids, with_label=labels, **grid_of(config))
 
 
 def load_unlabelled(config: Config, case_ids: Sequence[str]) -> list[Volume]:
     """Scans without any label, in the training grid."""
-    return load_cohort(config.data_dir, case_ids, with_label=False, **_reading(config))
+    return load_cohort(config.data_dir, case_ids, with_label=False, **grid_of(config))
 
 
-def _reading(config: Config) -> dict[str, Any]:
-    return {
-        "preprocessing": preprocessing_of(config),
-        "default_spacing_mm": config.default_spacing_mm or None,
-        "n_classes": config.n_classes,
-    }
-
-
-def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]:
-    """Labelled and unlabelled scans of a run.
+def load_data(config: Config, split: Split, labels: LabelAccess) -> tuple[list[Volume], list[Volume]]:
+    """Labelled scans with labels and unlabelled scans without, in the training grid.
 
     Unlabelled scans are not loaded where nothing learns from them (`Config.labelled_items`).
     """
-    labelled = load_labelled(config, split.labelled)
+    labelled = load_labelled(config, split.labelled, labels)
     if config.labelled_items() == config.batch_size:
         return labelled, []
     if not split.unlabelled:
@@ -83,6 +62,15 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
     unlabelled = load_unlabelled(config, split.unlabelled)
     check_channels([*labelled, *unlabelled])
     return labelled, unlabelled
+
+
+def grid_of(config: Config) -> dict[str, Any]:
+    """What `load_cohort` has to know of a run besides its cases."""
+    return {
+        "preprocessing": preprocessing_of(config),
+        "default_spacing_mm": config.default_spacing_mm or None,
+        "n_classes": config.n_classes,
+    }
 
 
 def train_once(config: Config) -> dict[str, Any]:
@@ -120,7 +108,11 @@ def train_once(config: Config) -> dict[str, Any]:
         facts["sam_sha256"] = [dict(session.manifest.sha256) for session in sessions]
         record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
-        labelled, unlabelled = load_data(config, split)
+        ledger = LabelLedger(workdir, record.run_id(config))
+        labelled, unlabelled = load_data(config, split, ledger.access("training"))
+        oracle = None
+        if config.oracle_prompts:
+            oracle = OraclePrompts.load(config, split.unlabelled, ledger, **grid_of(config))
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
@@ -128,8 +120,8 @@ def train_once(config: Config) -> dict[str, Any]:
         orientation = common_axis_code([*labelled, *unlabelled])
         if orientation is None:
             logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
-        record.write(config, channels, facts, orientation)
-        training = Training.build(config, channels, labelled, unlabelled, sessions)
+        record.write(config, channels, facts, orientation, ledger.mark())
+        training = Training.build(config, channels, labelled, unlabelled, sessions, oracle)
         training.restore()
         stream = TwoStream(
             labelled,
@@ -142,7 +134,7 @@ def train_once(config: Config) -> dict[str, Any]:
             foreground_fraction=config.foreground_fraction,
         )
         _run(training, stream)
-        return _finish(training)
+        return _finish(training, ledger)
 
 
 def _run(training: Training, stream: TwoStream) -> None:
@@ -208,12 +200,12 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
     )  # fmt: skip
 
 
-def _finish(training: Training) -> dict[str, Any]:
+def _finish(training: Training, ledger: LabelLedger) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
     for name, model in training.networks().items():
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
-    result = training.result()
+    result = training.result() | {"label_ledger": ledger.mark()}
     write_json(workdir / RESULT_FILE, result)
     logging.info("Finished %d steps in %.0f s; weights in %s.", training.step, training.duration_s, workdir)
     return result

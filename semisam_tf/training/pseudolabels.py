@@ -17,8 +17,8 @@ from semisam_tf.atomic import replacing
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.itk import write_image
+from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
-from semisam_tf.inference.predictor import preprocessing_of
 from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
 
 

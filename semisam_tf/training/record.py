@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from semisam_tf import __version__
 from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
-from semisam_tf.inference.predictor import RESULT_FILE, RUN_FILE, read_run
+from semisam_tf.inference.run_folder import RESULT_FILE, RUN_FILE, read_run, run_id_of
 from semisam_tf.options import OptionError
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "h5py")
@@ -32,6 +33,12 @@ def begun(config: Config) -> dict[str, Any] | None:
     workdir = Path(config.workdir)
     has_state = (workdir / RESULT_FILE).is_file() or any((workdir / "checkpoints").glob("step_*.h5"))
     return read_run(workdir) if has_state else None
+
+
+def run_id(config: Config) -> str:
+    """Name of the run in its record of opened labels: a new one for a fresh or failed start."""
+    record = begun(config)
+    return uuid.uuid4().hex if record is None else run_id_of(record)
 
 
 def check_same_run(config: Config, facts: dict[str, Any]) -> None:
@@ -58,7 +65,13 @@ def check_same_run(config: Config, facts: dict[str, Any]) -> None:
         )
 
 
-def write(config: Config, channels: int, facts: dict[str, Any], orientation: str | None = None) -> None:
+def write(
+    config: Config,
+    channels: int,
+    facts: dict[str, Any],
+    orientation: str | None = None,
+    label_ledger: dict[str, Any] | None = None,
+) -> None:
     """Writes `<workdir>/run.json`: settings, cases, SAM, command, git commit, versions.
 
     A resumed run keeps its first record and adds the command, commit and versions that it goes on with.
@@ -68,6 +81,7 @@ def write(config: Config, channels: int, facts: dict[str, Any], orientation: str
         facts: "labelled", "unlabelled": case names as used; "sam_sha256": files of the SAM export, or None.
         orientation: Axis code that all training scans share, such as "RAS": `predict` turns scans to it. None where
             they differ or a file stores none: then nobody knows, and scans are taken in the order of their files.
+        label_ledger: `LabelLedger.mark` after the scans are loaded: which openings of labels the run rests on.
     """
     path = Path(config.workdir) / RUN_FILE
     session = {
@@ -76,11 +90,12 @@ def write(config: Config, channels: int, facts: dict[str, Any], orientation: str
         "semisam_tf": __version__,
         "python": platform.python_version(),
         "versions": _versions(),
+        "label_ledger": label_ledger,
     }
     record = begun(config)
     if record is None:
         record = {"config": config.to_dict(), "channels": channels, "orientation": orientation}
-        record |= {**facts, **session, "resumed": []}
+        record |= {"oracle_prompts": config.oracle_prompts, **facts, **session, "resumed": []}
     else:
         record["config"] = record["config"].to_dict()
         record["resumed"].append(session)

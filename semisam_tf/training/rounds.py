@@ -13,12 +13,15 @@ from typing import Any
 from absl import logging
 
 from semisam_tf.config import Config, validate
+from semisam_tf.data.label_access import LabelLedger
+from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import Predictor, load_predictor
+from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.target import SamTarget
-from semisam_tf.training.loop import load_labelled, load_unlabelled, split_of, train_once
+from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
 from semisam_tf.training.pseudolabels import target_path, write_target
 from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
@@ -87,7 +90,10 @@ def make_targets(
     predictor, which = load_predictor(workdir, wanted)
     ensemble = None
     if config.sam_folders():
-        ensemble = sam_ensemble(config, load_labelled(config, labelled), sam_sessions(config))
+        ledger = LabelLedger(workdir, run_id_of(read_run(workdir)))
+        ensemble = sam_ensemble(
+            config, load_labelled(config, labelled, ledger.access("self_test")), sam_sessions(config)
+        )
     for number, case_id in enumerate(missing, start=1):
         (volume,) = load_unlabelled(config, [case_id])
         make_target(config, predictor, ensemble, volume, folder)

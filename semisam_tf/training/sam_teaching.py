@@ -19,6 +19,7 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.target import SamTarget
+from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.targets import Target, as_bytes, cut
 
 
@@ -31,6 +32,7 @@ class SamTeaching:
         crop_probs: [U, x, y, z, C] -> probs [U, x, y, z, K] of the model whose predictions prompt SAM.
         volume_probs: The same for a whole scan [X, Y, Z, C] -> [X, Y, Z, K].
         unlabelled: The unlabelled scans, in the training grid.
+        oracle: Prompts SAM in the place of the model.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class SamTeaching:
         crop_probs: Callable[[np.ndarray], np.ndarray],
         volume_probs: Callable[[np.ndarray], np.ndarray],
         unlabelled: list[Volume],
+        oracle: OraclePrompts | None = None,
     ) -> None:
         self.config, self.sam = config, sam
-        self.crop_probs, self.volume_probs = crop_probs, volume_probs
+        self.crop_probs, self.volume_probs, self.oracle = crop_probs, volume_probs, oracle
         self.volumes = {volume.case_id: volume for volume in unlabelled}
         self.visits: dict[str, int] = {}
         self.kept: dict[str, Target] = {}
@@ -78,7 +81,8 @@ class SamTeaching:
     def _online(self, step: int, batch: Batch, probs: np.ndarray, weight: np.ndarray) -> None:
         first = len(batch.labels)
         images = batch.images[first:]
-        for item, (image, predicted) in enumerate(zip(images, self.crop_probs(images), strict=True)):
+        probs_all = self.crop_probs(images) if self.oracle is None else self.oracle.crop_probs(batch)
+        for item, (image, predicted) in enumerate(zip(images, probs_all, strict=True)):
             # Four numbers where a batch's items use three: the slices drawn do not hang together with the crops.
             rng = np.random.default_rng([self.config.seed, step, item, 1])
             x, y, z = self.volumes[batch.case_ids[first + item]].spacing_mm
@@ -99,7 +103,7 @@ class SamTeaching:
 
     def _refresh(self, case_id: str) -> None:
         volume = self.volumes[case_id]
-        predicted = self.volume_probs(volume.image)
+        predicted = self.volume_probs(volume.image) if self.oracle is None else self.oracle.scan_probs(case_id)
         target = self.sam.target(volume.image, predicted, key=case_id, spacing_mm=volume.spacing_mm)
         # The first targets take seconds each, so the steps' own progress lines would be long in coming.
         logging.log_every_n_seconds(

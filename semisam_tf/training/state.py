@@ -21,6 +21,7 @@ from semisam_tf.semi.ema import copy_weights
 from semisam_tf.semi.frameworks import USES_DISCRIMINATOR, USES_SECOND
 from semisam_tf.training import checkpoint
 from semisam_tf.training.optimizers import build_discriminator_optimizer, build_optimizer
+from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.pseudolabels import StoredTargets
 from semisam_tf.training.sam_setup import sam_ensemble
 from semisam_tf.training.sam_teaching import SamTeaching
@@ -51,6 +52,7 @@ class Training:
         labelled: list[Volume],
         unlabelled: list[Volume],
         sessions: list[SamSession],
+        oracle: OraclePrompts | None = None,
     ) -> Training:
         """A run at step 0; the teacher starts as a copy of the student."""
         student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
@@ -63,7 +65,7 @@ class Training:
         elif sessions:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
             ensemble = sam_ensemble(config, labelled, sessions)
-            sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs, unlabelled)
+            sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs, unlabelled, oracle)
         adversary = _adversary(config, channels) if config.method in USES_DISCRIMINATOR else None
         train_step = TrainStep(config, student, teacher, optimizer, second=second, adversary=adversary)
         return cls(config, student, teacher, optimizer, train_step, sam, second, adversary)
@@ -129,6 +131,7 @@ class Training:
             "steps_per_s": self.step / max(self.duration_s, 1e-9),
             "data_wait_share": self.data_wait_s / max(self.duration_s, 1e-9),
             "model": chosen_model(self.config),
+            "oracle_prompts": self.config.oracle_prompts,
             "sam": None if self.sam is None else self.sam.summary(),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -155,6 +156,8 @@ class TrainStep:
         return [variable for model in students for variable in model.trainable_variables]
 
     def _inputs(self, images, labels, step, scalars):
+        second = self.second
+
         def teacher(clean: tf.Tensor, index: int | None) -> tf.Tensor:
             seen = clean if index is None else clean + self.noise(clean, step, index)
             return tf.stop_gradient(self.teacher(seen, training=True))
@@ -169,12 +172,9 @@ class TrainStep:
             entropy_threshold=scalars["entropy_threshold"],
             passes=self.passes,
             distance=self.distance,
-            second=None if self.second is None else lambda seen: self.second(seen, training=True),
-            discriminator=None if self.adversary is None else self._discriminate,
+            second=None if second is None else lambda seen: second(seen, training=True),
+            discriminator=None if self.adversary is None else functools.partial(_discriminate, self.adversary),
         )
-
-    def _discriminate(self, probs, images, training):
-        return self.adversary.network([probs, images], training=training)
 
     def _step(self, images, labels, sam, step, scalars, weights):
         self.traces += 1
@@ -195,3 +195,7 @@ class TrainStep:
             self.adversary.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         ema.update_teacher(self.teacher, self.student, scalars["ema_decay"], not self.teacher_has_statistics)
         return terms | {"total": total}
+
+
+def _discriminate(adversary: Adversary, probs: tf.Tensor, images: tf.Tensor, training: bool) -> tf.Tensor:
+    return adversary.network([probs, images], training=training)

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from semisam_tf.data.itk import read_image, write_image
+from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import Volume, find_case, load_volume, save_volume_h5
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.options import OptionError
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 @pytest.fixture(scope="module")
 def scan(tiny_cohort):
     """The case that was not trained on, in whole numbers that every type of file can hold."""
-    volume = load_volume(find_case(tiny_cohort, "case4"), with_label=True)
+    volume = load_volume(find_case(tiny_cohort, "case4"), with_label=outside_runs("test"))
     image = np.round(volume.image * 200).astype(np.int16)
     return Volume("case4", image, volume.label, volume.spacing_mm, volume.affine + np.eye(4, k=3) * 13)
 
@@ -121,7 +122,7 @@ def test_one_scan_in_any_file_and_orientation_has_one_mask(tiny_run, scan, expec
 
 def test_evaluate_scores_the_mask_that_predict_writes(tiny_run, tiny_cohort, tmp_path):
     predictor, _ = load_predictor(tiny_run)
-    mask = predictor.mask(load_volume(find_case(tiny_cohort, "case4"), with_label=True))
+    mask = predictor.mask(load_volume(find_case(tiny_cohort, "case4"), with_label=outside_runs("test")))
     predict(PredictConfig(str(tiny_run), str(tiny_cohort / "case4"), str(tmp_path)))
     with h5py.File(tmp_path / "case4.h5") as file:
         np.testing.assert_array_equal(file["label"][()], mask)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semisam_tf.config import Config, validate
-from semisam_tf.inference.predictor import read_run
+from semisam_tf.inference.run_folder import read_run
 from semisam_tf.options import OptionError
 from semisam_tf.training.rounds import train
 

@@ -37,7 +37,8 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from semisam_tf.data.volumes import CaseFiles, load_volume
-from semisam_tf.inference.predictor import load_predictor, network_of, read_run
+from semisam_tf.inference.predictor import load_predictor, network_of
+from semisam_tf.inference.run_folder import read_run
 from semisam_tf.serving import save as save_module
 from semisam_tf.serving.onnx_network import TOLERANCE
 from semisam_tf.serving.transport import Endpoint, ServerError, ask_grpc, ask_rest

@@ -11,6 +11,7 @@ import pytest
 from semisam_tf.data.augment import AUGMENT_PRESETS
 from semisam_tf.data.batches import TwoStream
 from semisam_tf.data.cohort import load_cohort
+from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.data.splits import make_split
 
@@ -30,7 +31,7 @@ def write(folder: Path, case_id: str, label_seed: int | None, channels: int = 1,
 
 def load(folder: Path, cases: list[str], with_label: bool, **changes: object) -> list:
     arguments: dict = {"default_spacing_mm": SPACING_MM, "n_classes": 2, "preprocessing": Preprocessing()} | changes
-    return load_cohort(folder, cases, with_label, **arguments)
+    return load_cohort(folder, cases, with_label and outside_runs("test"), **arguments)
 
 
 def test_scans_come_in_the_order_asked_for_and_in_the_training_grid(tmp_path: Path) -> None:

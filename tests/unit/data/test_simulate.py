@@ -13,6 +13,7 @@ import pytest
 
 from semisam_tf import geometry
 from semisam_tf.data import simulate
+from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.simulate import COHORT_FILE, make_quickstart
 from semisam_tf.data.splits import read_cases
 from semisam_tf.data.volumes import Volume, find_case, load_volume
@@ -25,7 +26,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subjects(cohort: Path) -> list[Volume]:
-    return [load_volume(find_case(cohort, f"subject_{i:02d}"), with_label=True) for i in range(1, 7)]
+    return [load_volume(find_case(cohort, f"subject_{i:02d}"), with_label=outside_runs("test")) for i in range(1, 7)]
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:

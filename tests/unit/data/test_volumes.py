@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import (
     CaseFiles,
     Volume,
@@ -52,7 +53,7 @@ def write_h5(folder: Path, **datasets: np.ndarray) -> Path:
 def test_h5_keeps_values_spacing_and_affine(tmp_path: Path, channels: int) -> None:
     before = volume(channels)
     save_volume_h5(tmp_path / "case" / "mri_norm2.h5", before)
-    after = load_volume(find_case(tmp_path, "case"), with_label=True, default_spacing_mm=(9, 9, 9))
+    after = load_volume(find_case(tmp_path, "case"), with_label=outside_runs("test"), default_spacing_mm=(9, 9, 9))
     np.testing.assert_array_equal(after.image, before.image)
     assert after.label is not None
     assert before.label is not None
@@ -84,7 +85,7 @@ def test_image_files_keep_axis_order_and_geometry(tmp_path: Path, suffix: str) -
     save_volume_pair(tmp_path / "images" / f"case{suffix}", tmp_path / "labels" / f"case{suffix}", before)
     files = find_case(tmp_path, "case")
     assert files.layout == "flat"
-    after = load_volume(files, with_label=True)
+    after = load_volume(files, with_label=outside_runs("test"))
     np.testing.assert_array_equal(after.image, before.image)
     np.testing.assert_array_equal(after.label, before.label)
     np.testing.assert_allclose(after.spacing_mm, SPACING_MM, atol=1e-6)
@@ -155,7 +156,7 @@ def test_an_unlabelled_case_never_opens_its_label_file(tmp_path: Path) -> None:
     files = find_case(tmp_path, "a")
     assert load_volume(files, with_label=False).label is None
     with pytest.raises(ValueError, match=r"label\.nii\.gz"):
-        load_volume(files, with_label=True)
+        load_volume(files, with_label=outside_runs("test"))
 
 
 def test_an_unlabelled_case_never_reads_its_label_dataset(tmp_path: Path) -> None:
@@ -169,17 +170,17 @@ def test_an_unlabelled_case_never_reads_its_label_dataset(tmp_path: Path) -> Non
     files = find_case(tmp_path, "a")
     assert load_volume(files, with_label=False, default_spacing_mm=(1, 1, 1)).label is None
     with pytest.raises(ValueError, match=str(path)):
-        load_volume(files, with_label=True, default_spacing_mm=(1, 1, 1))
+        load_volume(files, with_label=outside_runs("test"), default_spacing_mm=(1, 1, 1))
 
 
 def test_a_label_that_is_asked_for_and_absent_is_an_error(tmp_path: Path) -> None:
     path = write_h5(tmp_path / "a", image=np.ones((4, 4, 4), np.float32))
     with pytest.raises(ValueError, match=f"'label' in {path}"):
-        load_volume(find_case(tmp_path, "a"), with_label=True, default_spacing_mm=(1, 1, 1))
+        load_volume(find_case(tmp_path, "a"), with_label=outside_runs("test"), default_spacing_mm=(1, 1, 1))
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 2, 2), np.float32)), str(tmp_path / "a" / "image.nii.gz"))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"label file for .*image\.nii\.gz"):
-        load_volume(find_case(tmp_path, "a"), with_label=True)
+        load_volume(find_case(tmp_path, "a"), with_label=outside_runs("test"))
 
 
 @pytest.mark.parametrize(
@@ -195,14 +196,14 @@ def test_a_label_that_is_asked_for_and_absent_is_an_error(tmp_path: Path) -> Non
 def test_bad_labels_name_the_file(tmp_path: Path, label: np.ndarray, message: str) -> None:
     path = write_h5(tmp_path / "a", image=np.zeros((4, 4, 4), np.float32), label=label)
     with pytest.raises(ValueError, match=message) as raised:
-        load_volume(find_case(tmp_path, "a"), with_label=True, default_spacing_mm=(1, 1, 1))
+        load_volume(find_case(tmp_path, "a"), with_label=outside_runs("test"), default_spacing_mm=(1, 1, 1))
     assert str(path) in str(raised.value)
 
 
 def test_whole_valued_float_labels_are_taken(tmp_path: Path) -> None:
     label = np.arange(8, dtype=np.float64).reshape(2, 2, 2)
     write_h5(tmp_path / "a", image=np.zeros((2, 2, 2), np.float32), label=label)
-    loaded = load_volume(find_case(tmp_path, "a"), with_label=True, default_spacing_mm=(1, 1, 1)).label
+    loaded = load_volume(find_case(tmp_path, "a"), with_label=outside_runs("test"), default_spacing_mm=(1, 1, 1)).label
     assert loaded is not None
     assert loaded.dtype == np.uint8
     np.testing.assert_array_equal(loaded, label)
@@ -272,7 +273,7 @@ def test_a_mask_of_another_grid_or_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_real_scan_is_read(la_dir: Path) -> None:
     case_id = (la_dir / "train.list").read_text().split()[0]
-    loaded = load_volume(find_case(la_dir, case_id), with_label=True, default_spacing_mm=(0.625,) * 3)
+    loaded = load_volume(find_case(la_dir, case_id), with_label=outside_runs("test"), default_spacing_mm=(0.625,) * 3)
     assert loaded.label is not None
     assert loaded.size[2] == 88
     assert loaded.image.shape == (*loaded.size, 1)
@@ -297,10 +298,12 @@ def test_a_label_has_to_lie_on_its_image(tmp_path: Path, change: np.ndarray, tak
         tmp_path / "a" / "label.nii.gz", scan.label, dataclasses.replace(scan, affine=affine, spacing_mm=spacing_mm)
     )
     if taken:
-        np.testing.assert_array_equal(load_volume(find_case(tmp_path, "a"), with_label=True).label, scan.label)
+        np.testing.assert_array_equal(
+            load_volume(find_case(tmp_path, "a"), with_label=outside_runs("test")).label, scan.label
+        )
     else:
         with pytest.raises(ValueError, match=r"label\.nii\.gz on the grid of .*image\.nii\.gz"):
-            load_volume(find_case(tmp_path, "a"), with_label=True)
+            load_volume(find_case(tmp_path, "a"), with_label=outside_runs("test"))
 
 
 def test_nrrd_without_spacing_takes_the_default(tmp_path: Path) -> None:

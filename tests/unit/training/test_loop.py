@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from semisam_tf.config import Config
+from semisam_tf.data.label_access import outside_runs
 from semisam_tf.training.loop import _finite_means, due, load_data, split_of
 
 
@@ -47,7 +48,7 @@ def config_of(cohort, **changes):
 
 def test_only_labelled_scans_carry_labels(cohort):
     config = config_of(cohort)
-    labelled, unlabelled = load_data(config, split_of(config))
+    labelled, unlabelled = load_data(config, split_of(config), outside_runs("test"))
     assert [(v.case_id, v.label is None) for v in labelled + unlabelled] == [("a", False), ("b", True), ("c", True)]
 
 
@@ -60,7 +61,7 @@ def test_poisoned_labels_of_unlabelled_scans_change_nothing(cohort, tmp_path_fac
             file["label"] = np.full((3, 3, 3), 250, np.uint8)  # wrong shape and wrong values: reading it would fail
     for folder in (cohort, poisoned):
         config = config_of(folder, augment="none")
-        loaded = load_data(config, split_of(config))
+        loaded = load_data(config, split_of(config), outside_runs("test"))
         images = [v.image for stream in loaded for v in stream]
         if folder == cohort:
             expected = images
@@ -73,14 +74,14 @@ def test_excluded_cases_are_not_even_looked_for(cohort, tmp_path):
     exclude = tmp_path / "exclude.txt"
     exclude.write_text("b\nstranger\n")
     config = config_of(cohort, exclude_cases=str(exclude))
-    labelled, unlabelled = load_data(config, split_of(config))
+    labelled, unlabelled = load_data(config, split_of(config), outside_runs("test"))
     assert [v.case_id for v in labelled + unlabelled] == ["a", "c"]
 
 
 def test_a_purely_labelled_batch_reads_no_unlabelled_scan(cohort):
     shutil.rmtree(cohort / "c")
     config = config_of(cohort, method="supervised", labeled_per_batch=4)
-    labelled, unlabelled = load_data(config, split_of(config))
+    labelled, unlabelled = load_data(config, split_of(config), outside_runs("test"))
     assert (len(labelled), unlabelled) == (1, [])
 
 

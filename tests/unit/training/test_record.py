@@ -79,4 +79,6 @@ def test_resuming_keeps_the_first_record_and_adds_to_it(started, tmp_path):
     resumed = second.pop("resumed")
     assert first.pop("resumed") == []
     assert second == first
-    assert [set(session) for session in resumed] == [{"command", "git_commit", "semisam_tf", "python", "versions"}]
+    assert [set(session) for session in resumed] == [
+        {"command", "git_commit", "semisam_tf", "python", "versions", "label_ledger"}
+    ]

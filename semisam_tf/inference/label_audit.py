@@ -1,0 +1,257 @@
+"""Which labels a run has opened, held against what it says of itself. Reads records only: no label, no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from semisam_tf.config import Config
+from semisam_tf.data.label_access import LEDGER_FILE, PURPOSES, LedgerReading, Opening, read_ledger
+from semisam_tf.findings import FAIL, OK, WARN, Finding
+from semisam_tf.inference.run_folder import METRICS_FILE, RESULT_FILE, read_run, run_id_of
+
+_DOCTOR = ("data_check", "timing")
+# Opened to judge, not to learn from.
+_JUDGING = ("scoring", *_DOCTOR)
+# Rows of the budget and the purposes that each is made of.
+BUDGET_ROWS = {
+    "training": ("training",),
+    "model choice": ("model_choice",),
+    "crops": ("crops",),
+    "self-test": ("self_test",),
+    "prompts": ("oracle_prompts",),
+    "scoring": ("scoring",),
+    "doctor": _DOCTOR,
+}
+_ANEW = "train anew, in another --workdir"
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The result.
+
+    Attributes:
+        findings: What was compared.
+        openings: Of this run.
+        labelled, unlabelled: Cases, as the run says.
+        learned_from: Cases whose label was opened for anything but judging: the label budget.
+        oracle: Whether labels prompted SAM.
+        config: Settings of the run.
+    """
+
+    findings: tuple[Finding, ...]
+    openings: tuple[Opening, ...] = ()
+    labelled: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    learned_from: tuple[str, ...] = ()
+    oracle: bool = False
+    config: Config | None = None
+
+    def opened_for(self, purposes: Iterable[str]) -> list[str]:
+        """Cases whose label was opened for one of `purposes`, in the order they were first opened."""
+        wanted = set(purposes)
+        return list(dict.fromkeys(o.case_id for o in self.openings if o.purpose in wanted))
+
+
+def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
+    """Compares the record of opened labels with the run's own record.
+
+    Args:
+        workdir: Folder of the run.
+        on_file: For the run's unlabelled cases, whether there is a label on file; None where nobody looked.
+
+    Raises:
+        FileNotFoundError, ValueError: No run there, or its record is damaged.
+    """
+    run = read_run(workdir)
+    reading = read_ledger(workdir)
+    if reading is None:
+        return Audit((_no_ledger(workdir, run),))
+    run_id = run_id_of(run)
+    # The doctor looks at a folder before there is a run in it.
+    own = [o for o in reading.openings if o.run_id == run_id or o.purpose in _DOCTOR]
+    others = [o for o in reading.openings if o not in own]
+    audit = Audit(
+        (),
+        tuple(own),
+        tuple(run["labelled"]),
+        tuple(run["unlabelled"]),
+        config=run["config"],
+    )
+    learned_from = audit.opened_for(set(PURPOSES) - set(_JUDGING))
+    audit = dataclasses.replace(
+        audit, learned_from=tuple(learned_from), oracle=bool(run.get("oracle_prompts") or run["config"].oracle_prompts)
+    )
+    findings = [
+        *_chain(workdir, run, reading),
+        *_other_starts(others),
+        *_labelled(audit),
+        *_unlabelled(audit, on_file),
+        *_scoring(audit, workdir),
+        *_oracle(audit, workdir),
+    ]
+    return dataclasses.replace(audit, findings=tuple(findings))
+
+
+def marks_of(workdir: Path, run: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the run's files say of how far the record of openings had come: (file, mark)."""
+    for session in (run, *run.get("resumed", [])):
+        if session.get("label_ledger"):
+            yield "run.json", session["label_ledger"]
+    for name in (RESULT_FILE, METRICS_FILE):
+        mark = _read(workdir / name).get("label_ledger")
+        if mark:
+            yield name, mark
+
+
+def _no_ledger(workdir: Path, run: dict[str, Any]) -> Finding:
+    if run_id_of(run) == "unknown":
+        return Finding(
+            FAIL, "record", f"the run was made by a version that recorded no openings: {LEDGER_FILE} is absent", _ANEW
+        )
+    return Finding(
+        FAIL, "record", f"{workdir / LEDGER_FILE} is missing, and the run had written it", f"put it back, or {_ANEW}"
+    )
+
+
+def _chain(workdir: Path, run: dict[str, Any], reading: LedgerReading) -> Iterator[Finding]:
+    marks = list(marks_of(workdir, run))
+    faults = [*reading.faults, *filter(None, (reading.fault_of(mark, where) for where, mark in marks))]
+    if run_id_of(run) == "unknown":
+        faults.append("the run began with a version that recorded no openings")
+    if faults:
+        shown = "; ".join(list(dict.fromkeys(faults))[:5])
+        yield Finding(FAIL, "record", f"{LEDGER_FILE} is not as it was written: {shown}", f"put it back, or {_ANEW}")
+    else:
+        n = len(reading.digests) - 1
+        yield Finding(OK, "record", f"{n} openings, the chain is whole and fits {_list({name for name, _ in marks})}")
+
+
+def _other_starts(others: Sequence[Opening]) -> Iterator[Finding]:
+    if others:
+        cases = _list(dict.fromkeys(o.case_id for o in others))
+        yield Finding(
+            WARN, "other starts",
+            f"{len(others)} openings by starts in this folder that left nothing behind ({cases}): "
+            "not counted",
+        )  # fmt: skip
+
+
+def _labelled(audit: Audit) -> Iterator[Finding]:
+    opened = audit.opened_for(["training"])
+    never = [case for case in audit.labelled if case not in opened]
+    if never:
+        yield Finding(
+            FAIL, "labelled", f"run.json calls {_list(never)} labelled, and no opening by training is on record",
+            f"the record is incomplete: {_ANEW}",
+        )  # fmt: skip
+    elif set(audit.labelled) == set(opened):
+        yield Finding(OK, "labelled", f"training opened the labels of the {len(opened)} cases that run.json lists")
+
+
+def _unlabelled(audit: Audit, on_file: dict[str, bool] | None) -> Iterator[Finding]:
+    """Leaks: labels that the run learned from and does not list as labelled."""
+    leaks: dict[tuple[str, str], list[Opening]] = {}
+    for opening in audit.openings:
+        declared = opening.case_id in audit.labelled or opening.purpose in _JUDGING
+        if not declared and not (opening.purpose == "oracle_prompts" and audit.oracle):
+            leaks.setdefault((opening.case_id, opening.purpose), []).append(opening)
+    for (case_id, purpose), openings in leaks.items():
+        kind = "unlabelled" if case_id in audit.unlabelled else "a stranger: in neither list"
+        chosen = purpose in ("model_choice", "crops", "self_test") and case_id not in audit.unlabelled
+        yield Finding(
+            WARN if chosen else FAIL, "leak" if not chosen else "budget",
+            f"the label of {case_id} was opened {len(openings)} times for {purpose}, and run.json calls it {kind}; "
+            f"{openings[0].file}, first at {openings[0].time}",
+            "count it among the labelled scans" if chosen else f"mend the code or the lists, and {_ANEW}",
+        )  # fmt: skip
+    untouched = [case for case in audit.unlabelled if case not in audit.opened_for(PURPOSES)]
+    if not untouched:
+        return
+    text = f"no label of {len(untouched)} unlabelled cases was ever opened"
+    if on_file is not None:
+        there = sum(on_file.get(case, False) for case in untouched)
+        text += f"; {there} of them have one on file" if there else "; none of them has one on file"
+    yield Finding(OK, "unlabelled", text)
+
+
+def _scoring(audit: Audit, workdir: Path) -> Iterator[Finding]:
+    scored = audit.opened_for(["scoring"])
+    trained = [case for case in scored if case in audit.labelled or case in audit.unlabelled]
+    chosen = [case for case in scored if case in audit.learned_from and case not in trained]
+    if trained:
+        commands = {o.command[1:] for o in audit.openings if o.purpose == "scoring" and o.case_id in trained}
+        shown = f"; by: {' '.join(next(iter(commands)))}" if commands else ""
+        yield Finding(
+            FAIL, "scoring", f"scored on scans of training: {_list(trained)}{shown}", "score on scans of no list"
+        )
+    if chosen:
+        yield Finding(
+            FAIL, "scoring", f"scored on scans whose label the run had used: {_list(chosen)}", "score on others"
+        )
+    reported = [case["case_id"] for case in _read(workdir / METRICS_FILE).get("cases", [])]
+    unseen = [case for case in reported if case not in scored]
+    if unseen:
+        yield Finding(
+            FAIL, "scoring", f"{METRICS_FILE} reports {_list(unseen)}, and no opening for scoring is on record",
+            "evaluate again",
+        )  # fmt: skip
+    if not (trained or chosen or unseen):
+        yield Finding(OK, "scoring", f"{len(scored)} cases scored, none of them in training" if scored else "none yet")
+
+
+def _oracle(audit: Audit, workdir: Path) -> Iterator[Finding]:
+    for name in (RESULT_FILE, METRICS_FILE):
+        values = _read(workdir / name)
+        if values and bool(values.get("oracle_prompts", False)) != audit.oracle:
+            yield Finding(FAIL, "oracle", f"{name} and run.json disagree on whether labels prompted SAM", _ANEW)
+    if audit.oracle:
+        yield Finding(
+            WARN, "ORACLE", "SAM was prompted with the ground truth of unlabelled scans (--oracle_prompts): the label "
+            f"budget is all {len(audit.learned_from)} scans whose label was opened, and no figure of this run is a "
+            "semi-supervised result", alarm=True,
+        )  # fmt: skip
+
+
+def budget(audit: Audit) -> dict[str, dict[str, Any]]:
+    """By row of BUDGET_ROWS: "cases" with how often the label of each was opened, and a "note"."""
+    rows = {}
+    for name, purposes in BUDGET_ROWS.items():
+        cases = Counter(opening.case_id for opening in audit.openings if opening.purpose in purposes)
+        rows[name] = {"cases": dict(cases), "note": _note(name, audit, list(cases))}
+    return rows
+
+
+def _note(row: str, audit: Audit, cases: Sequence[str]) -> str:
+    config = audit.config
+    if row == "model choice" and not cases:
+        return "the last weights are the result; which network is judged takes no label"
+    if row == "crops" and not cases:
+        share = config.foreground_fraction if config is not None else 0.0
+        return f"{share:.0%} of labelled crops are centred by the training labels" if share else ""
+    if row == "prompts" and not cases:
+        return "SAM is prompted with predictions" if config is not None and config.sam_mode != "off" else "no SAM"
+    if row == "scoring" and cases:
+        runs = len({(o.pid, o.command) for o in audit.openings if o.purpose == "scoring"})
+        return f"in {runs} {'process' if runs == 1 else 'processes; choosing among their figures is model choice'}"
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is absent."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {path}. Received: {error}. Evaluate or train again.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _list(names: Iterable[str]) -> str:
+    some = list(names)
+    return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")

@@ -1,0 +1,56 @@
+"""What training and evaluation leave in a workdir, read without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from semisam_tf.config import Config
+
+RUN_FILE, RESULT_FILE, METRICS_FILE = "run.json", "result.json", "metrics.json"
+REMEDY = "Copy the run's folder again, name another, or train it anew."
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """The record that training keeps in `workdir`; `config` in it is a Config.
+
+    Raises:
+        FileNotFoundError: No run there.
+        ValueError: The record is damaged, or of something else.
+    """
+    path = workdir / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected a training run in {workdir}: {path} is missing. Train it, or name another folder."
+        )
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"Expected the JSON that training writes in {path}. Received: {error}. {REMEDY}") from error
+    missing = [key for key in ("config", "channels") if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise ValueError(
+            f"Expected the record of a training run in {path}. Received: one without {' and '.join(missing)}. {REMEDY}"
+        )
+    return record | {"config": Config.from_dict(record["config"])}
+
+
+def read_result(workdir: Path) -> dict[str, Any]:
+    """`result.json`, which training writes last: steps, time, and what SAM did.
+
+    Raises:
+        FileNotFoundError: Training has not finished.
+    """
+    path = workdir / RESULT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected {path}, which training writes at its end. Run the train command again: it goes on from the last "
+            "checkpoint."
+        )
+    return json.loads(path.read_text())
+
+
+def run_id_of(record: dict[str, Any]) -> str:
+    """Name of the run in its record of opened labels; "unknown" for runs of versions that kept none."""
+    return (record.get("label_ledger") or {}).get("run_id", "unknown")

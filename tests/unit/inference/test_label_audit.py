@@ -1,0 +1,231 @@
+"""What the audit says of runs that keep to their labels, of leaks, of records that were touched, and of the oracle."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semisam_tf import audit as command
+from semisam_tf.config import Config
+from semisam_tf.data.label_access import LEDGER_FILE, LabelLedger
+from semisam_tf.findings import FAIL, OK, WARN, Finding
+from semisam_tf.inference.label_audit import audit_run, budget
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A run with labelled a and b, unlabelled c and d, that trained, resumed and scored e."""
+    ledger = LabelLedger(tmp_path, "run1")
+    for case in "ab":
+        ledger.append(case, Path(case), "training")
+    write_run(tmp_path, ledger)
+    for case in "ab":
+        ledger.append(case, Path(case), "training")
+    ledger.append("e", Path("e"), "scoring")
+    write(tmp_path, "result.json", steps=3, oracle_prompts=False, label_ledger=ledger.mark())
+    write(tmp_path, "metrics.json", cases=[{"case_id": "e"}], oracle_prompts=False, label_ledger=ledger.mark())
+    return tmp_path
+
+
+def write(workdir, name, **values):
+    (workdir / name).write_text(json.dumps(values))
+
+
+def write_run(workdir, ledger, **changes):
+    config = dataclasses.replace(Config(data_dir="nowhere", workdir=str(workdir)), **changes)
+    write(
+        workdir, "run.json", config=config.to_dict(), channels=1, labelled=["a", "b"], unlabelled=["c", "d"],
+        oracle_prompts=config.oracle_prompts, label_ledger=ledger.mark(), resumed=[],
+    )  # fmt: skip
+
+
+def by_subject(workdir, status):
+    return {f.subject: f.found for f in audit_run(workdir).findings if f.status == status}
+
+
+def opened(workdir, case, purpose, run_id="run1"):
+    LabelLedger(workdir, run_id).append(case, Path(f"/data/{case}.h5"), purpose)
+
+
+def test_a_run_that_kept_to_its_labels(workdir):
+    audit = audit_run(workdir, {"c": True, "d": False})
+    assert {f.status for f in audit.findings} == {OK}
+    assert [f.subject for f in audit.findings] == ["record", "labelled", "unlabelled", "scoring"]
+    assert audit.findings[2].found == "no label of 2 unlabelled cases was ever opened; 1 of them have one on file"
+    assert audit.learned_from == ("a", "b")
+    rows = budget(audit)
+    assert rows["training"]["cases"] == {"a": 2, "b": 2}
+    assert rows["scoring"]["cases"] == {"e": 1}
+    assert [name for name, row in rows.items() if row["cases"]] == ["training", "scoring"]
+
+
+@pytest.mark.parametrize("purpose", ["training", "crops", "self_test", "model_choice", "oracle_prompts"])
+def test_the_label_of_an_unlabelled_case_is_a_leak_whatever_for(workdir, purpose):
+    opened(workdir, "c", purpose)
+    found = by_subject(workdir, FAIL)
+    assert set(found) == {"leak"}
+    assert (
+        f"the label of c was opened 1 times for {purpose}, and run.json calls it unlabelled; /data/c.h5"
+        in (found["leak"])
+    )
+    assert audit_run(workdir).learned_from == ("a", "b", "c")
+
+
+def test_a_stranger_in_training_is_a_leak_and_one_for_choosing_is_counted(workdir):
+    opened(workdir, "v", "model_choice")
+    assert by_subject(workdir, FAIL) == {}
+    assert "label of v was opened 1 times for model_choice" in by_subject(workdir, WARN)["budget"]
+    assert audit_run(workdir).learned_from == ("a", "b", "v")
+    opened(workdir, "w", "training")
+    assert "of w was opened 1 times for training, and run.json calls it a stranger" in by_subject(workdir, FAIL)["leak"]
+
+
+@pytest.mark.parametrize("case", ["a", "c"])
+def test_scoring_a_case_of_training_is_caught(workdir, case):
+    opened(workdir, case, "scoring")
+    found = by_subject(workdir, FAIL)
+    assert set(found) == {"scoring"}
+    assert found["scoring"].startswith(f"scored on scans of training: {case}; by: ")
+
+
+def test_scoring_a_case_that_weights_were_chosen_by_is_caught(workdir):
+    opened(workdir, "e", "model_choice")
+    assert by_subject(workdir, FAIL) == {"scoring": "scored on scans whose label the run had used: e"}
+
+
+def test_metrics_of_a_case_that_was_never_opened_are_caught(workdir):
+    write(workdir, "metrics.json", cases=[{"case_id": "e"}, {"case_id": "f"}], oracle_prompts=False)
+    assert by_subject(workdir, FAIL)["scoring"].startswith("metrics.json reports f, and no opening")
+
+
+def test_a_labelled_case_without_an_opening_is_an_incomplete_record(workdir):
+    run = json.loads((workdir / "run.json").read_text()) | {"labelled": ["a", "b", "x"]}
+    write(workdir, "run.json", **run)
+    assert by_subject(workdir, FAIL)["labelled"].startswith("run.json calls x labelled")
+
+
+def test_a_missing_record_fails_and_an_old_run_is_told_why(workdir):
+    (workdir / LEDGER_FILE).unlink()
+    assert "is missing, and the run had written it" in by_subject(workdir, FAIL)["record"]
+    run = json.loads((workdir / "run.json").read_text())
+    del run["label_ledger"]
+    write(workdir, "run.json", **run)
+    assert "by a version that recorded no openings" in by_subject(workdir, FAIL)["record"]
+    opened(workdir, "e", "scoring", "unknown")
+    assert "began with a version that recorded no openings" in by_subject(workdir, FAIL)["record"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "fault"),
+    [
+        (5, ""),
+        (4, "result.json knows of 5 openings, the record has 4"),
+        (1, "run.json knows of 2 openings, the record has 1"),
+    ],
+)
+def test_a_record_that_was_cut_does_not_fit_the_runs_files(workdir, keep, fault):
+    lines = (workdir / LEDGER_FILE).read_text().splitlines(keepends=True)
+    (workdir / LEDGER_FILE).write_text("".join(lines[:keep]))
+    assert fault in by_subject(workdir, FAIL).get("record", "")
+
+
+def test_a_changed_line_is_named(workdir):
+    path = workdir / LEDGER_FILE
+    path.write_text(path.read_text().replace('"purpose": "scoring"', '"purpose": "training"'))
+    assert "line 5 was changed" in by_subject(workdir, FAIL)["record"]
+
+
+def test_an_earlier_start_with_other_labels_is_said_and_not_counted(workdir):
+    opened(workdir, "c", "training", run_id="run0")
+    assert by_subject(workdir, FAIL) == {}
+    assert by_subject(workdir, WARN)["other starts"].startswith("1 openings by starts in this folder")
+    assert audit_run(workdir).learned_from == ("a", "b")
+
+
+def test_the_doctor_is_a_row_and_no_leak(workdir):
+    opened(workdir, "a", "data_check", run_id="doctor")
+    assert by_subject(workdir, FAIL) == by_subject(workdir, WARN) == {}
+    assert budget(audit_run(workdir))["doctor"]["cases"] == {"a": 1}
+
+
+@pytest.fixture
+def oracle(workdir):
+    """The same run with --oracle_prompts."""
+    ledger = LabelLedger(workdir, "run1")
+    for case in "cd":
+        opened(workdir, case, "oracle_prompts")
+    write_run(workdir, ledger, oracle_prompts=True)
+    for name in ("result.json", "metrics.json"):
+        write(workdir, name, **(json.loads((workdir / name).read_text()) | {"oracle_prompts": True}))
+    return workdir
+
+
+def test_an_oracle_run_is_an_alarm_and_its_budget_is_every_scan(oracle):
+    audit = audit_run(oracle)
+    (alarm,) = [f for f in audit.findings if f.alarm]
+    assert (alarm.status, alarm.subject) == (WARN, "ORACLE")
+    assert "the label budget is all 4 scans whose label was opened" in alarm.found
+    assert audit.learned_from == ("a", "b", "c", "d")
+    assert by_subject(oracle, FAIL) == {}
+    assert budget(audit)["prompts"]["cases"] == {"c": 1, "d": 1}
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.json"])
+def test_an_oracle_mark_that_was_taken_away_fails(oracle, name):
+    write(oracle, name, **(json.loads((oracle / name).read_text()) | {"oracle_prompts": False}))
+    assert f"{name} and run.json disagree" in by_subject(oracle, FAIL)["oracle"]
+
+
+def test_oracle_openings_of_an_unmarked_run_are_leaks(oracle):
+    write_run(oracle, LabelLedger(oracle, "run1"))
+    assert "opened 1 times for oracle_prompts" in by_subject(oracle, FAIL)["leak"]
+
+
+class Terminal:
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.text += text
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_oracle_runs_are_red_on_a_terminal_unless_told_not_to(oracle, monkeypatch, no_color):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    assert command.audit_command(command.AuditConfig(workdir=str(oracle))) == 0
+    lines = {line.split()[0].removeprefix("\033[31m"): line for line in terminal.text.splitlines() if line}
+    for word in ("Label", "prompts"):
+        assert lines[word].startswith("\033[31m") == (not no_color)
+    (alarm,) = [line for line in terminal.text.splitlines() if "ORACLE" in line]
+    assert alarm.startswith("\033[31m") == (not no_color)
+    assert ("\033" in terminal.text) == (not no_color)
+
+
+def test_a_line_is_one_line_without_anybodys_colours():
+    finding = Finding(FAIL, "x", "two\nlines \033[1mbold", "do\nthis")
+    assert finding.line() == "fail  x             two lines [1mbold -> do this"
+
+
+def test_the_command_fails_prints_and_writes(workdir, tmp_path):
+    opened(workdir, "c", "training")
+    words = [sys.executable, "-m", "semisam_tf.audit", f"--workdir={workdir}", f"--output={tmp_path}/audit.json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "Label budget: 3 scans learned from (run.json lists 2 as labelled)" in done.stdout
+    assert "training           3        5  a (2), b (2), c" in done.stdout
+    assert "\033" not in done.stdout
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert (report["failed"], report["learned_from"]) == (True, ["a", "b", "c"])
+    absent = subprocess.run([*words[:3], f"--workdir={tmp_path}/none"], capture_output=True, text=True, check=False)
+    assert absent.returncode == 1
+    assert "Expected a training run in" in absent.stderr
+    assert "Traceback" not in absent.stderr
