@@ -12,7 +12,15 @@ import tensorflow as tf
 
 from semisam_tf.config import Config
 from semisam_tf.semi import ema, losses, schedules
-from semisam_tf.semi.frameworks import DISCRIMINATOR_TERM, FRAMEWORKS, TERMS, USES_TEACHER, Inputs
+from semisam_tf.semi.frameworks import (
+    DISCRIMINATOR_TERM,
+    FRAMEWORKS,
+    TERMS,
+    USES_TEACHER,
+    Discriminator,
+    Inputs,
+    Student,
+)
 
 # (images, step, index of the pass) -> noise added to the teacher's input.
 NoiseFn = Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
@@ -73,6 +81,14 @@ def input_noise(seed: int, deviation: float) -> NoiseFn:
         return tf.clip_by_value(drawn, -2.0 * deviation, 2.0 * deviation)
 
     return noise
+
+
+def _in_training(model: keras.Model) -> Student:
+    return lambda seen: model(seen, training=True)
+
+
+def _judging(model: keras.Model) -> Discriminator:
+    return lambda probs, images, training: model([probs, images], training=training)
 
 
 class Adversary(NamedTuple):
@@ -165,7 +181,7 @@ class TrainStep:
         return Inputs(
             images,
             labels,
-            student=lambda seen: self.student(seen, training=True),
+            student=_in_training(self.student),
             teacher=teacher,
             key=stream_key(self.seed, step, _STREAMS - 1),
             mixes_unlabelled=scalars["mixes_unlabelled"],
