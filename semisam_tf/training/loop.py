@@ -19,18 +19,16 @@ from semisam_tf.data.cohort import check_channels, load_cohort
 from semisam_tf.data.orientation import common_axis_code
 from semisam_tf.data.splits import Split, make_split, read_cases
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import (
-    RESULT_FILE,
-    preprocessing_of,
-    read_result,
-)
+from semisam_tf.inference.predictor import preprocessing_of, read_result
 from semisam_tf.options import OptionError
 from semisam_tf.sam.prompts import prompt_kinds
 from semisam_tf.sam.session import SamSession
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
+from semisam_tf.training.live_report import LiveReport
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
+from semisam_tf.workdir import RESULT_FILE
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -137,11 +135,14 @@ def train(config: Config) -> dict[str, Any]:
             seed=config.seed,
             foreground_fraction=config.foreground_fraction,
         )
-        _run(training, stream)
-        return _finish(training)
+        report = LiveReport(training)
+        _run(training, stream, report)
+        result = _finish(training)
+        report.write_last()
+        return result
 
 
-def _run(training: Training, stream: TwoStream) -> None:
+def _run(training: Training, stream: TwoStream, report: LiveReport) -> None:
     config, last = training.config, training.config.max_steps
     pending: list[dict[str, tf.Tensor]] = []
     with (
@@ -164,12 +165,14 @@ def _run(training: Training, stream: TwoStream) -> None:
             training.duration_s += elapsed
             training.data_wait_s += waited
             mark, wait_mark = now, prefetcher.wait_s
+            schedule = Schedule.at(config, step - 1)
             if log_now:
-                schedule = Schedule.at(config, step - 1)
                 _log_progress(training, means, len(pending) / elapsed, waited / elapsed)
                 board.scalars(step, means, schedule, training.sam.summary() if training.sam else {})
+            report.record(means, schedule)
             if save_now:
                 training.save()
+                report.write()
             pending.clear()
 
 

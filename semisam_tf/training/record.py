@@ -13,8 +13,9 @@ from typing import Any
 from semisam_tf import __version__
 from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
-from semisam_tf.inference.predictor import RESULT_FILE, RUN_FILE, read_run
+from semisam_tf.inference.predictor import read_run
 from semisam_tf.options import OptionError
+from semisam_tf.workdir import RESULT_FILE, RUN_FILE
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "h5py")
 # Settings that may differ when a run is resumed: where things lie (their content is compared instead) and how often

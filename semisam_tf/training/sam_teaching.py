@@ -17,6 +17,7 @@ from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.volumes import Volume
 from semisam_tf.sam.branch import SamBranch
+from semisam_tf.sam.target import SamTarget
 
 # Targets are kept as bytes, the weight in 255ths: they go into every checkpoint.
 _WEIGHT_LEVELS = 255.0
@@ -47,6 +48,8 @@ class SamTeaching:
         self.visits: dict[str, int] = {}
         self.masks: dict[str, np.ndarray] = {}
         self.weights: dict[str, np.ndarray] = {}
+        # Told of each target of a whole scan: case, the probs [X, Y, Z, K] that prompted it, target.
+        self.on_target: Callable[[str, np.ndarray, SamTarget], None] | None = None
         self.totals = {
             "targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0, "prompts_decoded": 0,
             "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
@@ -115,6 +118,8 @@ class SamTeaching:
         self.masks[case_id] = np.argmax(target.probs, axis=-1).astype(np.uint8)
         self.weights[case_id] = np.round(target.weight * _WEIGHT_LEVELS).astype(np.uint8)
         self.totals["targets"] += 1
+        if self.on_target is not None:
+            self.on_target(case_id, predicted, target)
 
     def summary(self) -> dict[str, float]:
         """Calls and seconds so far, share of the unlabelled voxels that SAM taught, and the mean weight of those.
