@@ -16,7 +16,8 @@ from semisam_tf.report.figures import count, metric_name, score, short
 from semisam_tf.report.markup import Html, element
 
 _WIDTH, _HEIGHT = 360, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
+_Y_TICKS = 4
 _ROW_HEIGHT, _STRIP_BOTTOM = 46, 24
 # More points than this are averaged in groups: a chart is some 300 pixels wide.
 _MAX_POINTS = 300
@@ -33,7 +34,6 @@ class Series:
         note: What it is, in a few words; shown below the title.
         kind: Class of the style sheet that colours it: "loss", "ramp" or "sam".
         steps, values: Points in order; a value of None interrupts the line.
-        digits: How a value is written.
     """
 
     title: str
@@ -55,10 +55,15 @@ class _Scale:
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, count_: int) -> list[float]:
-        values = MaxNLocator(nbins=count_, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+    def ticks(self, most: int) -> list[float]:
         margin = 1e-9 * (self.high - self.low)
-        return [float(v) for v in values if self.low - margin <= v <= self.high + margin]
+        return [v for v in _round_values(self.low, self.high, most) if self.low - margin <= v <= self.high + margin]
+
+
+def _round_values(low: float, high: float, most: int) -> list[float]:
+    """Round numbers at equal distances, the first at or below `low`, the last at or above `high`."""
+    values = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values]
 
 
 def line_chart(series: Series, last_step: int, marks: Sequence[tuple[int, str]] = ()) -> Html:
@@ -73,7 +78,8 @@ def line_chart(series: Series, last_step: int, marks: Sequence[tuple[int, str]] 
     known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
     low, high = min(0.0, *(v for _, v in known)), max(v for _, v in known)
     x = _Scale(0, max(last_step, steps[-1], 1), _LEFT, _WIDTH - _RIGHT)
-    y = _Scale(low, high if high > low else low + 1.0, _HEIGHT - _BOTTOM, _TOP)
+    bounds = _round_values(low, high if high > low else low + 1.0, _Y_TICKS)
+    y = _Scale(bounds[0], bounds[-1], _HEIGHT - _BOTTOM, _TOP)
     parts = [_horizontal_grid(y), _step_axis(x), [_mark(x(step), word) for step, word in marks]]
     for run in _unbroken(steps, values):
         points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in run)
@@ -178,7 +184,7 @@ def _figure(title: str, readout: Html | None, note: str, drawing: Html, class_: 
 def _horizontal_grid(y: _Scale) -> list[Html]:
     return [
         part
-        for value in y.ticks(4)
+        for value in y.ticks(_Y_TICKS)
         for part in (
             element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{y(value):.1f}", y2=f"{y(value):.1f}", class_="grid"),
             element("text", short(value), x=_LEFT - 6, y=f"{y(value) + 4:.1f}", text_anchor="end"),

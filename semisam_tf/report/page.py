@@ -83,7 +83,7 @@ def _head(files: RunFiles) -> Html:
         status, kind = f"not finished: step {files.step} of {last} ({share(files.step / last)})", "going"
     method = files.config["method"].replace("_", " ")
     sam = "without SAM" if files.config["sam_mode"] == "off" else f"taught by SAM ({files.config['sam_mode']})"
-    words = f"{method}, {sam}, {files.config['network']}, {files.config['n_classes']} classes with background"
+    words = f"{method}, {sam}, {files.config['network']}, {files.config['n_classes']} classes, background included"
     return joined(
         [
             element("p", "Training report", class_="kicker"),

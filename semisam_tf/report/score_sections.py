@@ -48,7 +48,7 @@ def scores_table(files: RunFiles) -> Html:
 def _foot(metrics: dict[str, Any], kind: str, names: Sequence[str], classes: Sequence[str]) -> list[Html]:
     by_class = [("dice", metrics["classes"][k][kind]["dice"]) for k in classes]
     values = [(name, metrics[kind][name]) for name in names] + by_class
-    title = {"mean": "Mean", "std": "Standard deviation"}[kind]
+    title = {"mean": "Mean", "std": "Std. dev."}[kind]
     return [heading(title, "row"), *(_score_cell(*value) for value in values)]
 
 
@@ -84,7 +84,8 @@ def class_table(files: RunFiles) -> Html | None:
         shown = [f"{score(n, entry['mean'][n])} ± {score(n, entry['std'][n])}" for n in names]
         cells = [cell(text, class_="number") for text in shown]
         rows.append([heading(f"Class {k}", "row"), *cells, cell(str(entry["n_empty"]), class_="number")])
-    return table("Mean ± standard deviation by class", ["Class", *map(metric_name, names), "Empty"], rows)
+    head = [heading("Class"), *(heading(title, class_="number") for title in (*map(metric_name, names), "Empty"))]
+    return table("Mean ± standard deviation by class", head, rows)
 
 
 def spread(files: RunFiles) -> Html | None:
@@ -113,7 +114,10 @@ def scored_cases(files: RunFiles) -> Html | None:
         return element("p", "No pictures belong to these scores. ", element("code", _EVALUATE), " draws them.")
     blocks = []
     for number, case in enumerate(files.scored):
-        first, *others = [_panels(cut, f"s{number}-{i}", case["dice"]) for i, cut in enumerate(case["cuts"])]
+        # The Dice is that of the whole scan, so one row says it.
+        first, *others = [
+            _panels(cut, f"s{number}-{i}", case["dice"] if i == 0 else {}) for i, cut in enumerate(case["cuts"])
+        ]
         title = element("h3", f"{case['rank'].capitalize()}: ", element("span", case["case_id"], class_="case"))
         blocks.append(element("article", title, first, details("Other cuts", *others) if others else None))
     with_sam = any("sam" in cut["outlines"] for case in files.scored for cut in case["cuts"])
@@ -147,7 +151,7 @@ def sam_targets(files: RunFiles) -> Html | None:
 
 def _legend(*kinds: str) -> Html:
     words = {"truth": "truth", "prediction": "prediction", "sam": "SAM"}
-    keys = [[element("i", class_=f"key {kind}"), f"{words[kind]} "] for kind in kinds]
+    keys = [element("span", element("i", class_=f"key {kind}"), words[kind]) for kind in kinds]
     return element("p", keys, class_="legend")
 
 

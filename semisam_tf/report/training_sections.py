@@ -158,6 +158,7 @@ def history_table(files: RunFiles) -> Html | None:
         values += [entry.get("learning_rate"), entry.get("ema_decay")]
         cells = [cell("–" if v is None else short(v), class_="number") for v in values]  # noqa: RUF001
         rows.append([heading(str(entry["step"]), "row"), *cells, cell(duration(entry["duration_s"]), class_="number")])
+    head = [heading(title, class_="number" if i else None) for i, title in enumerate(head)]
     caption = "Loss terms and ramps" if every == 1 else f"Loss terms and ramps, every {every} entries"
     return details("The curves as a table", table(caption, head, rows))
 
@@ -170,9 +171,10 @@ def settings(files: RunFiles) -> Html:
 
     def row(name: str, value: Any) -> list[Html]:
         meaning = fields[name].metadata["help"] if name in fields else "not known to this version"
-        return [heading(element("code", name), "row"), cell(_shown(value)), cell(meaning, class_="meaning")]
+        title = [element("code", name), element("span", meaning, class_="note")]
+        return [heading(title, "row"), cell(_shown(value), class_="value")]
 
-    head = ["setting", "value", "meaning"]
+    head = ["Setting", "Value"]
     sessions = [files.run, *files.run.get("resumed", [])]
     parts = [element("h3", "Commands"), [_session(number, session) for number, session in enumerate(sessions)]]
     if files.metrics and "command" in files.metrics:
@@ -186,8 +188,10 @@ def settings(files: RunFiles) -> Html:
     versions |= {"python": files.run.get("python"), **files.run.get("versions", {})}
     if sam := files.run.get("sam_sha256"):
         versions |= {f"SAM {name}, sha256": digest for name, digest in sam.items()}
-    rows = [[heading(name, "row"), cell(element("code", _shown(value)))] for name, value in versions.items()]
-    parts.append(table("Versions of the first start", ["what", "version"], rows))
+    rows = [
+        [heading(name, "row"), cell(element("code", _shown(value)), class_="value")] for name, value in versions.items()
+    ]
+    parts.append(table("Versions of the first start", ["Of", "Version"], rows))
     return joined(parts)
 
 
