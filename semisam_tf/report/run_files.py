@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semisam_tf.config import Config
 from semisam_tf.report.history import Entry, read_history
 from semisam_tf.workdir import (
     HISTORY_FILE,
@@ -44,8 +45,8 @@ class RunFiles:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The run's settings."""
-        return self.run["config"]
+        """The run's settings; those that its version did not have yet are at their defaults."""
+        return Config().to_dict() | self.run["config"]
 
     @property
     def step(self) -> int:

@@ -167,7 +167,7 @@ def settings(files: RunFiles) -> Html:
     """Command, versions, and every setting; first those that are not the default."""
     fields = {field.name: field for field in dataclasses.fields(Config)}
     defaults = Config().to_dict()
-    changed = {name: value for name, value in files.config.items() if value != defaults.get(name)}
+    changed = {name: value for name, value in files.run["config"].items() if value != defaults.get(name)}
 
     def row(name: str, value: Any) -> list[Html]:
         meaning = fields[name].metadata["help"] if name in fields else "not known to this version"
@@ -181,8 +181,8 @@ def settings(files: RunFiles) -> Html:
         parts.append(_command("Evaluation", files.metrics["command"]))
     parts.append(element("h3", "Settings"))
     parts.append(table("Settings that differ from the defaults", head, [row(*item) for item in changed.items()]))
-    everything = table("Every setting", head, [row(*item) for item in files.config.items()])
-    parts.append(details(f"All {len(files.config)} settings", everything))
+    everything = table("Every setting", head, [row(*item) for item in files.run["config"].items()])
+    parts.append(details(f"All {len(files.run['config'])} settings", everything))
     parts.append(element("h3", "Versions"))
     versions = {"semisam-tf": files.run.get("semisam_tf"), "git commit": files.run.get("git_commit") or "no checkout"}
     versions |= {"python": files.run.get("python"), **files.run.get("versions", {})}
