@@ -33,24 +33,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
 
 def render(files: RunFiles, now: datetime.datetime) -> str:
     """The page of a run; `now` is when it says it was written."""
-    sections = [
-        ("Labels", "labels", [training_sections.label_budget(files)]),
-        (
-            "Scores",
-            "scores",
-            [
-                score_sections.scores_table(files),
-                score_sections.class_table(files),
-                score_sections.spread(files),
-            ],
-        ),
-        ("Scored cases", "cases", [score_sections.scored_cases(files)]),
-        ("Loss terms", "losses", [training_sections.loss_curves(files)]),
-        ("Ramps", "ramps", [training_sections.ramps(files), training_sections.history_table(files)]),
-        ("SAM", "sam", [training_sections.sam_trust(files), score_sections.sam_targets(files)]),
-        ("How it was made", "settings", [training_sections.settings(files)]),
-    ]
-    sections = [section for section in sections if any(section[2])]
+    sections = [section for section in _sections(files) if any(section[2])]
     links = [element("a", title, href=f"#{anchor}") for title, anchor, _ in sections]
     bodies = [
         element("section", element("h2", title, id=anchor), *parts, aria_labelledby=anchor)
@@ -73,6 +56,20 @@ def render(files: RunFiles, now: datetime.datetime) -> str:
     ]
     page = element("html", element("head", head), element("body", body), lang="en")
     return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _sections(files: RunFiles) -> list[tuple[str, str, list[Html | None]]]:
+    """Title, anchor and parts of each; one without any part is left out of the page."""
+    scores = [score_sections.scores_table(files), score_sections.class_table(files), score_sections.spread(files)]
+    return [
+        ("Labels", "labels", [training_sections.label_budget(files)]),
+        ("Scores", "scores", scores),
+        ("Scored cases", "cases", [score_sections.scored_cases(files)]),
+        ("Loss terms", "losses", [training_sections.loss_curves(files)]),
+        ("Ramps", "ramps", [training_sections.ramps(files), training_sections.history_table(files)]),
+        ("SAM", "sam", [training_sections.sam_trust(files), score_sections.sam_targets(files)]),
+        ("How it was made", "settings", [training_sections.settings(files)]),
+    ]
 
 
 def _head(files: RunFiles) -> Html:
