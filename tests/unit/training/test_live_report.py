@@ -127,7 +127,7 @@ def test_nothing_that_goes_wrong_here_stops_training(training, tmp_path, monkeyp
     report.write()
     report.write_last()
     assert "not written, training goes on" in caplog.text
-    assert (tmp_path / "report.html").exists() == (broken == "picture")
+    assert (tmp_path / "report.html").exists() == (broken != "report")
 
 
 def test_a_report_that_takes_too_long_is_left_out_until_the_end(training, monkeypatch):
