@@ -57,9 +57,7 @@ def test_sams_mask_is_drawn_but_has_no_dice():
 
 
 def test_a_file_that_says_how_it_lies_is_shown_as_radiologists_look():
-    # Stored with x to the patient's right and z first: axes (z, x, y) of RAS.
-    affine = np.array([[0, 1.0, 0, 0], [0, 0, 2.0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
-    stored = volume(has_orientation=True, affine=affine)
+    stored = volume(has_orientation=True, affine=UP_RIGHT_FRONT)
     report = {"cases": [{"case_id": "a", "dice": 1.0}]}
     (overlay,) = scored_overlays(report, lambda _: stored, {"student": {"a": STUDENT}}, 2)
     first = overlay["cuts"][0]
@@ -101,16 +99,21 @@ def test_sams_slice_is_the_one_with_most_marked_and_taught_voxels(axis):
     assert width_of(cut["outlines"]["sam"]) == 6.0
 
 
-def test_sams_slice_of_a_turned_scan_is_the_same_slice():
-    affine = np.diag([1.0, 1.0, -2.0, 1.0])  # the third axis runs downwards and is reversed to be looked at
+DOWNWARDS = np.diag([1.0, 1.0, -2.0, 1.0])  # the third axis runs downwards and is reversed to be looked at
+UP_RIGHT_FRONT = np.array([[0, 1.0, 0, 0], [0, 0, 2.0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])  # it becomes the second
+
+
+@pytest.mark.parametrize(
+    ("affine", "name"), [(DOWNWARDS, f"axial, slice = {SIZE[2] - 1 - 2}"), (UP_RIGHT_FRONT, "coronal, slice = 2")]
+)
+def test_sams_slice_of_a_turned_scan_is_the_same_slice(affine, name):
     scan = dataclasses.replace(volume(has_orientation=True, affine=affine), label=None)
     marked, weight = np.zeros(SIZE, np.uint8), np.ones(SIZE)
     marked[3:9, 3:9, 2] = 1
-    scan.image[..., 2, :] = 5.0
     overlay = sam_overlay(scan, TRUTH, sam_target(marked, weight), prompted_by="teacher", axis=2, channel=0)
     (cut,) = overlay["cuts"]
-    assert cut["name"] == f"axial, slice = {SIZE[2] - 1 - 2}"
-    assert cut["outlines"]["sam"]
+    assert cut["name"] == name
+    assert width_of(cut["outlines"]["sam"]) == 6.0
     assert cut["outlines"]["teacher"] == ""  # it begins in slice 3
 
 
