@@ -37,7 +37,7 @@ def element(name: str, /, *children: Child, **attributes: Attribute) -> Html:
 
 def joined(children: Iterable[Child]) -> Html:
     """The children of `element`, without one around them."""
-    parts = []
+    parts: list[str] = []
     for child in children:
         if child is None:
             continue
@@ -72,7 +72,7 @@ def table(
     lines = [element("tr", row) for row in foot]
     parts.append(element("tfoot", lines) if lines else Html(""))
     # Focusable, so that it can be scrolled with the keyboard.
-    box = {"class_": "scroll", "tabindex": 0, "role": "region", "aria_label": caption}
+    box: dict[str, Attribute] = {"class_": "scroll", "tabindex": 0, "role": "region", "aria_label": caption}
     return element("div", element("table", parts, **attributes), **box)
 
 
