@@ -19,10 +19,13 @@ def read_version() -> str:
 
 CORE = [
     "absl-py>=2.1,<3",
+    # Both come with matplotlib; the report uses them by themselves.
+    "contourpy>=1.2,<2",
     "h5py>=3.11,<4",
     "keras>=3.13,<3.16",
     "matplotlib>=3.9,<4",
     "numpy>=2.0,<3",
+    "pillow>=10,<14",
     "scipy>=1.13,<2",
     "SimpleITK>=2.4,<3",
     # Ships the real labelled CT that the quick-start cohort is simulated from.
@@ -66,6 +69,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["semisam_tf", "semisam_tf.*", "export", "export.*"]),
+    package_data={"semisam_tf.report": ["page.css", "page.js"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semisam_tf.config import WINDOW_BLEND, WINDOW_BLENDS, WINDOW_OVERLAP
 from semisam_tf.options import OptionError, option, run_command
+from semisam_tf.workdir import METRICS_FILE, SCORED_OVERLAYS_FILE
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from semisam_tf.data.volumes import Volume
+    from semisam_tf.inference.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +38,21 @@ class EvaluateConfig:
         (), "Voxel spacing x,y,z of files that store none. Empty: as in training.", unit="mm"
     )
     picture: str = option("", "PNG of the best, median and worst case. Empty: beside the output.")
+    both_networks: bool = option(
+        True, "Predict the cases that report.html draws with the other network as well, student or teacher."
+    )
     save_masks: str = option("", "Folder for predicted masks (NIfTI, in each scan's own geometry). Empty: none.")
     min_dice: float = option(0.0, "Exit with 1 when the mean Dice is below this.", unit="0..1")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Scores every case and writes JSON and picture.
+    """Scores every case, writes JSON and picture, and brings the run's report up to date.
+
+    The report of a run shows `<workdir>/metrics.json`: an evaluation that is written elsewhere leaves it as it is.
 
     Returns:
-        The JSON's contents (see README).
+        The JSON's contents (see README), and under "output", "picture" and "report" the files' names; "report" is
+        empty where there is none of this evaluation.
 
     Raises:
         ValueError, FileNotFoundError: A case, its label or the run is missing or unreadable; all cases are looked up
@@ -56,11 +66,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from semisam_tf.atomic import write_json
     from semisam_tf.data.label_access import LabelLedger
     from semisam_tf.data.splits import read_cases
-    from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
+    from semisam_tf.data.volumes import find_case, load_volume, save_mask
     from semisam_tf.inference.evaluation import evaluate_cases
     from semisam_tf.inference.picture import save_picture
     from semisam_tf.inference.predictor import load_predictor
-    from semisam_tf.inference.run_folder import METRICS_FILE, read_result, read_run, run_id_of
+    from semisam_tf.inference.run_folder import read_result, read_run, run_id_of
 
     workdir = Path(config.workdir)
     predictor, which = load_predictor(workdir, config.model, config.overlap, blend=config.blend)
@@ -91,10 +101,65 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     picture = Path(config.picture or output.with_suffix(".png"))
     report |= {"model": which, "trained_on": trained_on, "sam": read_result(workdir)["sam"]}
     report |= {"oracle_prompts": run.get("oracle_prompts", False), "label_ledger": ledger.mark()}
+    report["command"] = sys.argv
     write_json(output, report)
     save_picture(picture, report, load, masks)
-    report |= {"output": str(output), "picture": str(picture)}
+    report |= {"output": str(output), "picture": str(picture), "report": ""}
+    if output.resolve() == (workdir / METRICS_FILE).resolve():
+        report["report"] = _refresh_report(config, predictor, which, report, load, masks)
     return report
+
+
+def _refresh_report(
+    config: EvaluateConfig,
+    predictor: Predictor,
+    which: str,
+    report: dict[str, Any],
+    load: Callable[[str], Volume],
+    masks: Mapping[str, np.ndarray],
+) -> str:
+    """Draws the best, the median and the worst case for the run's report and writes it; returns its path.
+
+    The scores are safe by now: what goes wrong here is a warning, and the path is empty.
+    """
+    from absl import logging
+
+    from semisam_tf.atomic import write_json
+    from semisam_tf.inference.evaluation import best_median_worst
+    from semisam_tf.inference.overlays import scored_overlays
+    from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.report.page import write_report
+    from semisam_tf.report.run_files import sha256_of
+
+    workdir, n_classes = Path(config.workdir), predictor.config.n_classes
+    drawn = [case_id for _, case_id in best_median_worst(report)]
+    predictions: dict[str, Mapping[str, np.ndarray]] = {which: masks}
+    try:
+        other = {"teacher": "student", "student": "teacher"}[which]
+        # predict and serving need one network's weights only; the other's may have been removed.
+        if config.both_networks and (workdir / f"{other}.weights.h5").is_file():
+            second, _ = load_predictor(workdir, other, config.overlap, blend=config.blend)
+            predictions[other] = {case_id: second.mask(load(case_id)) for case_id in drawn}
+        predictions["sam"] = _sam_masks(workdir, predictor, drawn, load)
+        overlays = scored_overlays(report, load, predictions, n_classes)
+        sha256 = sha256_of(workdir / METRICS_FILE)
+        write_json(workdir / SCORED_OVERLAYS_FILE, {"metrics_sha256": sha256, "cases": overlays})
+        return str(write_report(workdir))
+    except (OSError, ValueError) as error:
+        logging.warning("The report of %s is not up to date: %s", workdir, error)
+        return ""
+
+
+def _sam_masks(
+    workdir: Path, predictor: Predictor, case_ids: list[str], load: Callable[[str], Volume]
+) -> dict[str, np.ndarray]:
+    """SAM's last target of each of these cases that training has one of, uint8 [X, Y, Z] on the scan's own grid."""
+    from semisam_tf.training import checkpoint
+
+    found = checkpoint.load_latest(workdir / "checkpoints") if predictor.config.sam_mode == "cached" else None
+    targets = {} if found is None else found[1].get("sam", {})
+    known = [case_id for case_id in case_ids if f"mask/{case_id}" in targets]
+    return {case_id: predictor.mask_to_own_grid(targets[f"mask/{case_id}"], load(case_id)) for case_id in known}
 
 
 def _few(names: list[str]) -> tuple[int, str]:
@@ -120,6 +185,8 @@ def evaluate_command(config: EvaluateConfig) -> int:
     sys.stdout.write(f"Metrics: {report['output']}\nPicture: {report['picture']}\n")
     if report["oracle_prompts"]:
         sys.stdout.write("ORACLE PROMPTS: SAM saw the labels of the unlabelled scans. No semi-supervised result.\n")
+    if report["report"]:
+        sys.stdout.write(f"Report: {report['report']}\n")
     if mean["dice"] < config.min_dice:
         sys.stderr.write(f"error: mean Dice {mean['dice']:.4f} is below --min_dice={config.min_dice}.\n")
         return 1

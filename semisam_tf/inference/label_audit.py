@@ -12,7 +12,8 @@ from typing import Any
 from semisam_tf.config import Config
 from semisam_tf.data.label_access import LEDGER_FILE, PURPOSES, LedgerReading, Opening, read_ledger
 from semisam_tf.findings import FAIL, OK, WARN, Finding
-from semisam_tf.inference.run_folder import METRICS_FILE, RESULT_FILE, read_run, run_id_of
+from semisam_tf.inference.run_folder import read_run, run_id_of
+from semisam_tf.workdir import METRICS_FILE, RESULT_FILE
 
 _DOCTOR = ("data_check", "timing")
 # Opened to judge, not to learn from.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semisam_tf.data.orientation import axis_code, axis_order
+from semisam_tf.data.orientation import AxisOrder, axis_code, axis_order
 from semisam_tf.data.scans import MAP_SUFFIXES, Scan, save_map, suffix_of
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.picture import CasePicture, save_rows
@@ -112,11 +112,20 @@ def save_probabilities(files: dict[int, Path], prediction: Prediction, volume: V
         save_map(path, prediction.probs[..., k], volume, "probs")
 
 
+def view_of(volume: Volume) -> tuple[AxisOrder, tuple[str, str, str]]:
+    """How a scan is turned to be looked at: as radiologists do where its file says how it lies, else not at all.
+
+    Returns:
+        The order to apply, and the names of the cuts across the axes that it leads to.
+    """
+    if not volume.has_orientation:
+        return AxisOrder(), CasePicture.cut_names
+    return axis_order(axis_code(volume.affine), _RADIOLOGICAL), _PLANES
+
+
 def save_preview(path: Path, mask: np.ndarray, volume: Volume, title: str) -> None:
     """Draws the mask's outline on three slices through its middle, in the radiological view where that is known."""
-    names: tuple[str, str, str] | None = None
+    order, names = view_of(volume)
     if volume.has_orientation:
-        order = axis_order(axis_code(volume.affine), _RADIOLOGICAL)
-        volume, mask, names = order.apply_to(volume), order.apply(mask), _PLANES
         title += "\npatient's right at the left"
-    save_rows(path, [CasePicture(title, volume, mask, names or CasePicture.cut_names)])
+    save_rows(path, [CasePicture(title, order.apply_to(volume), order.apply(mask), names)])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from semisam_tf.config import Config
+from semisam_tf.workdir import RESULT_FILE, RUN_FILE
 
-RUN_FILE, RESULT_FILE, METRICS_FILE = "run.json", "result.json", "metrics.json"
 REMEDY = "Copy the run's folder again, name another, or train it anew."
 
 

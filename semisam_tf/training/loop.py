@@ -22,14 +22,17 @@ from semisam_tf.data.orientation import common_axis_code
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.splits import Split, split_of
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.run_folder import RESULT_FILE, read_result
+from semisam_tf.inference.run_folder import read_result
 from semisam_tf.options import OptionError
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
+from semisam_tf.training.live_report import LiveReport
 from semisam_tf.training.oracle import OraclePrompts
+from semisam_tf.training.pseudolabels import targets_sha256
 from semisam_tf.training.sam_setup import sam_sessions
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
+from semisam_tf.workdir import RESULT_FILE
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -106,6 +109,8 @@ def train_once(config: Config) -> dict[str, Any]:
             return read_result(workdir)
         sessions = sam_sessions(config) if config.sam_mode in ("online", "cached") else []
         facts["sam_sha256"] = [dict(session.manifest.sha256) for session in sessions]
+        if config.sam_mode == "offline":
+            facts["targets_sha256"] = targets_sha256(Path(config.targets_dir), split.unlabelled)
         record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
         ledger = LabelLedger(workdir, record.run_id(config))
@@ -133,11 +138,14 @@ def train_once(config: Config) -> dict[str, Any]:
             seed=config.seed,
             foreground_fraction=config.foreground_fraction,
         )
-        _run(training, stream)
-        return _finish(training, ledger)
+        report = LiveReport(training)
+        _run(training, stream, report)
+        result = _finish(training, ledger)
+        report.write_last()
+        return result
 
 
-def _run(training: Training, stream: TwoStream) -> None:
+def _run(training: Training, stream: TwoStream, report: LiveReport) -> None:
     config, last = training.config, training.config.max_steps
     pending: list[dict[str, tf.Tensor]] = []
     with (
@@ -160,12 +168,14 @@ def _run(training: Training, stream: TwoStream) -> None:
             training.duration_s += elapsed
             training.data_wait_s += waited
             mark, wait_mark = now, prefetcher.wait_s
+            schedule = Schedule.at(config, step - 1)
             if log_now:
-                schedule = Schedule.at(config, step - 1)
                 _log_progress(training, means, len(pending) / elapsed, waited / elapsed)
                 board.scalars(step, means, schedule, training.sam.summary() if training.sam else {})
+            report.record(means, schedule)
             if save_now:
                 training.save()
+                report.write()
             pending.clear()
 
 

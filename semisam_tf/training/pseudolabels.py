@@ -6,6 +6,7 @@ the background, and `weight` uint8 [x, y, z], 255ths of how far to trust it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,24 @@ from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
 def target_path(folder: Path, case_id: str) -> Path:
     """Where a case's target lies; case names may hold slashes, as in the case lists."""
     return folder / f"{case_id}.h5"
+
+
+def targets_sha256(folder: Path, case_ids: Sequence[str]) -> str:
+    """One sha256 over the targets of those cases, in order: a run that goes on must find the same ones.
+
+    Raises:
+        FileNotFoundError: A target is not there.
+    """
+    digest = hashlib.sha256()
+    for case_id in case_ids:
+        path = target_path(folder, case_id)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Expected a target for case {case_id!r} at {path}: write them with python -m semisam_tf.pseudolabel, "
+                "or take the case out of the list."
+            )
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_target(

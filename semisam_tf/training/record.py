@@ -14,8 +14,9 @@ from typing import Any
 from semisam_tf import __version__
 from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
-from semisam_tf.inference.run_folder import RESULT_FILE, RUN_FILE, read_run, run_id_of
+from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.options import OptionError
+from semisam_tf.workdir import RESULT_FILE, RUN_FILE
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "h5py")
 # Settings that may differ when a run is resumed: where things lie (their content is compared instead) and how often
@@ -23,7 +24,7 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntim
 _MAY_CHANGE = frozenset(
     {
         "preset", "data_dir", "workdir", "train_list", "labeled", "exclude_cases", "quickstart_cohort", "sam_dir",
-        "sam_cache_dir", "sam_allow_cpu", "data_workers", "log_every", "image_every", "checkpoint_every",
+        "targets_dir", "sam_cache_dir", "sam_allow_cpu", "data_workers", "log_every", "image_every", "checkpoint_every",
     }
 )  # fmt: skip
 

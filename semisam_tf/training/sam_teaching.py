@@ -49,6 +49,8 @@ class SamTeaching:
         self.volumes = {volume.case_id: volume for volume in unlabelled}
         self.visits: dict[str, int] = {}
         self.kept: dict[str, Target] = {}
+        # Told of each target of a whole scan: case, the probs [X, Y, Z, K] that prompted it, target.
+        self.on_target: Callable[[str, np.ndarray, SamTarget], None] | None = None
         self.totals = {
             "targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0, "prompts_decoded": 0,
             "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
@@ -113,6 +115,8 @@ class SamTeaching:
         )  # fmt: skip
         self.kept[case_id] = as_bytes(*self._fused(target, predicted))
         self.totals["targets"] += 1
+        if self.on_target is not None:
+            self.on_target(case_id, predicted, target)
 
     def _fused(self, target: SamTarget, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return fuse(target, predicted, self.config.sam_fusion, self.config.sam_smoothing_vox)

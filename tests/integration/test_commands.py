@@ -1,6 +1,7 @@
 """The commands as a user types them, in processes of their own."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -39,7 +40,7 @@ def test_train_leaves_what_readme_lists(trained):
     workdir, log = trained
     names = {path.name for path in workdir.iterdir()}
     expected = {"run.json", "checkpoints", "tensorboard", "student.weights.h5", "teacher.weights.h5", "result.json"}
-    assert expected <= names
+    assert expected | {"history.jsonl", "report.html"} <= names
     assert not [name for name in names if "partial" in name]
     record, result = (json.loads((workdir / name).read_text()) for name in ("run.json", "result.json"))
     assert record["labelled"] == ["case0"]
@@ -91,6 +92,33 @@ def test_evaluate_needs_no_list_and_no_sam(trained, tiny_cohort, tmp_path):
     assert (masks / "case4.nii.gz").is_file()
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "SAM calls" in done.stdout
+
+
+def test_evaluate_refreshes_the_report_of_the_run(trained, tiny_cohort, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    before = (workdir / "report.html").read_text()
+    assert "Not scored yet" in before
+    words = [f"--workdir={workdir}", f"--data_dir={tiny_cohort}"]
+    # Elsewhere: the report still shows metrics.json of the run, of which there is none.
+    done = run("semisam_tf.evaluate", *words, f"--cases={tiny_cohort}/test.list", f"--output={tmp_path}/other.json")
+    assert done.returncode == 0, done.stderr
+    assert "Report:" not in done.stdout
+    assert (workdir / "report.html").read_text() == before
+    # case1 was trained on without its label, so SAM may have a target of it.
+    (tmp_path / "cases").write_text("case1\n")
+    done = run("semisam_tf.evaluate", *words, f"--cases={tmp_path}/cases")
+    assert done.returncode == 0, done.stderr
+    assert f"Report: {workdir / 'report.html'}" in done.stdout
+    page, metrics = ((workdir / name).read_text() for name in ("report.html", "metrics.json"))
+    assert f'data-value="{json.loads(metrics)["cases"][0]["dice"]!r}"' in page
+    overlay = json.loads((workdir / "overlays" / "scored.json").read_text())["cases"][0]
+    assert overlay["dice"]["teacher"] == json.loads(metrics)["mean"]["dice"]
+    assert overlay["cuts"][0]["outlines"].keys() == {"truth", "teacher", "student", "sam"}
+    assert "Only: " in page
+    assert "semisam_tf.evaluate --workdir=" in page
+    again = run("semisam_tf.report", f"--workdir={workdir}")
+    assert again.stdout == f"Report: {workdir / 'report.html'}\n"
 
 
 def test_evaluate_fails_below_its_floor(trained, tiny_cohort, tmp_path):

@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
+from semisam_tf.report.history import read_history
+
 STEPS = 6
 
 
@@ -54,6 +56,16 @@ def final_arrays(workdir):
             for item in group.values():
                 arrays[f"{group.name}/{item.attrs['name']}"] = item[()]
     return arrays
+
+
+def history_of(workdir):
+    """What the run was at each step, without how long it took."""
+    entries = read_history(workdir / "history.jsonl")
+    for entry in entries:
+        for timed in (entry, entry.get("sam", {})):
+            timed.pop("duration_s", None)
+            timed.pop("data_wait_s", None)
+    return entries
 
 
 def kill_after_checkpoint(words, workdir, step):
@@ -105,5 +117,9 @@ def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, re
     assert {path.name for path in killed.glob("*.weights.h5")} == {f"{name}.weights.h5" for name in networks}
     for name, array in expected.items():
         np.testing.assert_array_equal(received[name], array, err_msg=name)
+    # No step of the history is there twice, and none is missing.
+    assert [entry["step"] for entry in history_of(killed)] == list(range(1, STEPS + 1))
+    assert history_of(killed) == history_of(whole)
+    assert f"finished after {STEPS} steps" in (killed / "report.html").read_text()
     if sam_mode != "off":
         assert json.loads((killed / "result.json").read_text())["sam"]["prompts_decoded"] > 0

@@ -208,3 +208,18 @@ def test_a_damaged_run_is_named_with_what_to_do(tmp_path):
         weights.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"teacher\.weights\.h5\. Received: .* Copy the run's folder again"):
             load_predictor(tmp_path)
+
+
+def test_a_mask_of_the_training_grid_comes_back_in_the_scans_own_grid_and_axis_order():
+    """SAM's targets of training are kept in the training grid."""
+    stored = dataclasses.replace(scan(), affine=np.diag([-1.0, 1.0, 0.5, 1.0]))  # LAS; the network's is RAS
+    predictor = Predictor(CONFIG, bright_is_foreground(), orientation="RAS")
+    turned = predictor.axis_order(stored).apply_to(stored)
+    grid = predictor.preprocessing.to_training_grid(turned, 2)
+    mask = predictor.mask_to_own_grid((grid.image[..., 0] > 1).astype(np.uint8), stored)
+    assert (mask.shape, mask.dtype) == ((20, 24, 18), np.uint8)
+    # Even edges lie on the coarse grid of x; z, 0.5 mm for 1 mm, may move by a voxel.
+    np.testing.assert_array_equal(np.argwhere(mask[:, 12, 7] > 0).ravel(), np.arange(4, 12))
+    np.testing.assert_array_equal(np.argwhere(mask[8, :, 7] > 0).ravel(), np.arange(6, 18))
+    with pytest.raises(ValueError, match=r"on the training grid, \(10, 24, 9\)"):
+        predictor.mask_to_own_grid(np.zeros((20, 24, 18), np.uint8), stored)

@@ -1,0 +1,1 @@
+"""`report.html`: one page a run, made of the files in its folder alone."""

@@ -1,0 +1,10 @@
+"""Names of the files in a run's folder, for those who write them and those who read them."""
+
+RUN_FILE = "run.json"
+RESULT_FILE = "result.json"
+HISTORY_FILE = "history.jsonl"
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+# What report.html draws of scored cases (from evaluate) and of SAM's targets (from training).
+SCORED_OVERLAYS_FILE = "overlays/scored.json"
+SAM_OVERLAYS_FILE = "overlays/sam.json"
