@@ -54,8 +54,8 @@ class SamTeaching:
         self.masks: dict[str, np.ndarray] = {}
         self.weights: dict[str, np.ndarray] = {}
         self.totals = {
-            "targets": 0, "failed_targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0, "prompts_decoded": 0,
-            "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
+            "targets": 0, "failed_targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0,
+            "prompts_decoded": 0, "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
         }  # fmt: skip
         self.failures_in_a_row = 0
 
