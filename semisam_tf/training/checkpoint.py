@@ -1,23 +1,32 @@
-"""Checkpoints: one HDF5 file a step with every array a run needs to go on, written whole or not at all."""
+"""Checkpoints: one HDF5 file a step with every array a run needs to go on, written whole or not at all.
+
+Before HDF5's own bytes lies a block with their sha256: a file that was damaged afterwards is not loaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+from absl import logging
 
 from semisam_tf.atomic import replacing
 
 Arrays = dict[str, dict[str, np.ndarray]]
 _NAME = re.compile(r"step_(\d{8})\.h5$")
+# HDF5 leaves as many bytes at the start of a file to its user as it is told to, of powers of 2 from 512.
+_BLOCK_BYTES = 512
+_MAGIC = b"semisam-tf checkpoint, sha256 of what follows: "
+_HDF5_MAGIC = b"\x89HDF"
 
 
 @contextlib.contextmanager
@@ -26,9 +35,16 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: Another process trains there.
+        OSError: It may not be written to.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as handle:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise OSError(
+            f"Expected a --workdir that may be written to; choose another. Received: {workdir} ({error.strerror})."
+        ) from error
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,7 +69,7 @@ def save(folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], keep
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.h5"
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", userblock_size=_BLOCK_BYTES) as file:
             file.attrs["state"] = json.dumps(dict(state))
             for group, named in arrays.items():
                 target = file.create_group(group)
@@ -62,33 +78,61 @@ def save(folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], keep
                     small = array.size < 1024
                     options = {} if small else {"compression": "lzf"}
                     target.create_dataset(f"{position:05d}", data=array, **options).attrs["name"] = name
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        with temporary.open("r+b") as handle:
+            digest = _digest(handle)
+            handle.seek(0)
+            handle.write((_MAGIC + digest).ljust(_BLOCK_BYTES))
     for old in _existing(folder)[:-keep]:
         old.unlink()
     return path
 
 
 def load_latest(folder: Path) -> tuple[int, Arrays, dict[str, Any]] | None:
-    """The newest checkpoint as (step, arrays, state), or None if there is none.
+    """The newest checkpoint that is not damaged as (step, arrays, state), or None if there is none at all.
+
+    Damaged ones are passed over with a warning and renamed to `<name>.damaged`, so that nothing counts on them.
 
     Raises:
-        ValueError: The file cannot be read; the message says what to remove.
+        ValueError: All are damaged; the message says what to remove.
     """
-    paths = _existing(folder)
-    if not paths:
-        return None
-    try:
-        with h5py.File(paths[-1], "r") as file:
-            state = json.loads(file.attrs["state"])
-            arrays = {
-                group: {str(item.attrs["name"]): item[()] for item in named.values()} for group, named in file.items()
-            }
-    except (OSError, KeyError) as error:
+    damaged: dict[Path, str] = {}
+    for path in reversed(_existing(folder)):
+        try:
+            arrays, state = _read(path)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            damaged[path] = str(error)
+            continue
+        for passed_over, reason in damaged.items():
+            kept = passed_over.rename(passed_over.with_name(f"{passed_over.name}.damaged"))
+            logging.warning("Going on from %s, since %s is damaged (%s); kept as %s.", path, passed_over, reason, kept)
+        return int(_NAME.search(path.name).group(1)), arrays, state  # type: ignore[union-attr]
+    if damaged:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
         raise ValueError(
-            f"Checkpoint cannot be read: {paths[-1]} ({error}). Remove it to go on from the one before."
-        ) from error
-    return int(_NAME.search(paths[-1].name).group(1)), arrays, state  # type: ignore[union-attr]
+            f"Expected a checkpoint that can be read in {folder}. Put back a copy, or remove the files to start again "
+            f"from step 0. Received: {listed}"
+        )
+    return None
+
+
+def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    with path.open("rb") as handle:
+        block = handle.read(_BLOCK_BYTES)
+        # Checkpoints of older versions start with HDF5's own bytes and have no digest.
+        if not block.startswith(_HDF5_MAGIC) and block.rstrip() != _MAGIC + _digest(handle):
+            raise ValueError("its content is not what was written")
+    with h5py.File(path, "r") as file:
+        state = json.loads(file.attrs["state"])
+        arrays = {
+            group: {str(item.attrs["name"]): item[()] for item in named.values()} for group, named in file.items()
+        }
+    return arrays, state
+
+
+def _digest(handle: BinaryIO) -> bytes:
+    """sha256 of all behind the block, as 64 hexadecimal digits."""
+    handle.seek(_BLOCK_BYTES)
+    return hashlib.file_digest(handle, "sha256").hexdigest().encode()
 
 
 def _existing(folder: Path) -> list[Path]:
