@@ -136,7 +136,8 @@ def _scans_of_files(folder: Path) -> list[Scan]:
 
 def _scans_of_case(folder: Path) -> list[Scan]:
     """The scan of a case folder, the series of a DICOM folder, or nothing."""
-    name = folder.resolve().name
+    # The name of a link is its own, not that of what it leads to.
+    name = Path(os.path.abspath(folder)).name
     names = (H5_NAME, *(f"image{suffix}" for suffix in SCAN_SUFFIXES))
     images = [path for path in map(folder.joinpath, names) if path.is_file()]
     if images:

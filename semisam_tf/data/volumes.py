@@ -76,7 +76,7 @@ def find_case(data_dir: str | os.PathLike[str], case_id: str) -> CaseFiles:
         FileNotFoundError: No layout has the case.
     """
     name = PurePosixPath(case_id.replace("\\", "/"))
-    if not case_id.strip() or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+    if not case_id.strip() or not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
         raise ValueError(
             "Expected a case name inside the data folder, without '..' and not absolute. "
             f"Received: case_id={case_id!r}. Correct the case list."
@@ -140,13 +140,13 @@ def volume_of(case_id: str, stored: Stored, label: np.ndarray | None, path: Path
     Raises:
         ValueError: An intensity is not finite; names the file.
     """
-    image = stored.array
+    with np.errstate(over="ignore"):
+        image = np.ascontiguousarray(stored.array, np.float32)
     if not np.isfinite(image).all():
         raise ValueError(
             f"Expected finite image values in {path}. Received: {int((~np.isfinite(image)).sum())} voxels that "
-            "are NaN or infinite; repair the file or exclude the case."
+            "are NaN, infinite or beyond float32; repair the file or exclude the case."
         )
-    image = np.ascontiguousarray(image, np.float32)
     return Volume(case_id, image, label, stored.spacing_mm, stored.affine, stored.has_orientation)
 
 
@@ -194,7 +194,7 @@ def _read_h5(
 ) -> tuple[Stored, np.ndarray | None]:
     try:
         with h5py.File(path, "r") as file:
-            image = np.asarray(_h5_array(file, "image", path), np.float32)
+            image = _h5_array(file, "image", path)
             label = None
             if with_label:
                 if "label" not in file:

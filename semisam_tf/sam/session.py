@@ -78,6 +78,23 @@ class SamSession:
         self.slices_encoded = 0
         self.prompts_decoded = 0
 
+    def try_out(self, kinds: Sequence[str]) -> None:
+        """Runs both graphs once, on an empty picture: a provider that cannot run them is known before training is.
+
+        Args:
+            kinds: Of prompts, from `prompt_kinds`.
+
+        Raises:
+            SamCallError: From `encode` and `decode`.
+        """
+        manifest, size = self.manifest, np.array(self.manifest.input_size, np.float32)
+        prompts = Prompts(
+            points=size[None, None] // 2 if "point" in kinds else None,
+            boxes=np.stack([size // 4, 3 * size // 4])[None] if "box" in kinds else None,
+            masks=np.zeros((1, *manifest.mask_size), np.float32) if "mask" in kinds else None,
+        )
+        self.decode(self.encode(np.zeros((1, *manifest.input_size), np.float32)), prompts)
+
     def counts(self) -> dict[str, int]:
         """Work done so far: graph runs and the items in them."""
         return {

@@ -73,12 +73,15 @@ def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]
 
 
 def sam_session(config: Config) -> SamSession | None:
-    """Opens SAM, so that a wrong folder, provider or kind of prompt is said before any scan is read."""
+    """Opens SAM, so that a wrong folder, provider or kind of prompt is said before any scan is read.
+
+    Both graphs are run once: SAM's turn may come hours later.
+    """
     if config.sam_mode == "off":
         return None
     providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
     session = SamSession(config.sam_folder(), providers=providers, allow_cpu=config.sam_allow_cpu)
-    prompt_kinds(session.manifest, config.sam_prompts)
+    session.try_out(prompt_kinds(session.manifest, config.sam_prompts))
     return session
 
 
@@ -121,6 +124,8 @@ def train(config: Config) -> dict[str, Any]:
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
         channels = labelled[0].image.shape[-1]
+        if session is not None and config.sam_channel >= channels:
+            raise OptionError(f"--sam_channel: expected less than the scans' {channels} channels.")
         orientation = common_axis_code([*labelled, *unlabelled])
         if orientation is None:
             logging.info("Training scans have no common orientation on file: predict will take scans in file order.")

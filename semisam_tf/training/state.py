@@ -78,7 +78,11 @@ class Training:
         checkpoint.save(Path(self.config.workdir) / "checkpoints", self.step, arrays, state)
 
     def restore(self) -> None:
-        """Goes on from the newest checkpoint of the workdir, if there is one."""
+        """Goes on from the newest checkpoint of the workdir that is not damaged, if there is one.
+
+        Raises:
+            ValueError: All are damaged, or of another network.
+        """
         found = checkpoint.load_latest(Path(self.config.workdir) / "checkpoints")
         if found is None:
             return

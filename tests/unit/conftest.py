@@ -1,10 +1,20 @@
-"""Benchmarks are scripts, not a package: tests load them by path."""
+"""Benchmarks, which are scripts and no package: tests load them by path. And a disk that is full."""
 
 import importlib.util
+import resource
 import sys
 
 import pytest
 from absl import flags
+
+
+@pytest.fixture
+def files_of_a_page():
+    """No file may grow beyond a page: to this process a full disk, with another errno."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
