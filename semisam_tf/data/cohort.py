@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.data.volumes import CaseFiles, Volume, find_case, load_volume
@@ -38,7 +42,7 @@ def load_cohort(
     def load(files: CaseFiles) -> Volume:
         volume = load_volume(files, with_label=with_label, default_spacing_mm=default_spacing_mm)
         try:
-            return preprocessing.to_training_grid(volume, n_classes)
+            return dataclasses.replace(preprocessing.to_training_grid(volume, n_classes), content=_content(volume))
         except ValueError as error:
             raise ValueError(f"{files.label or files.image}: {error}") from error
 
@@ -52,6 +56,14 @@ def load_cohort(
         executor.shutdown(wait=True, cancel_futures=True)
     check_channels(volumes)
     return volumes
+
+
+def _content(volume: Volume) -> str:
+    digest = hashlib.sha256(f"{volume.size} {volume.image.shape} {volume.spacing_mm} {volume.affine.tolist()}".encode())
+    for array in (volume.image, volume.label):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def check_channels(volumes: Sequence[Volume]) -> None:

@@ -42,6 +42,7 @@ class Volume:
         affine: float64 [4, 4], voxel index -> RAS+ millimetres.
         has_orientation: Whether `affine` is the file's own. A file that stores none has one that only scales, and
             which way its axes run through the body is unknown.
+        content: Of scans loaded by `load_cohort`, the sha256 of all that was read of them, before preprocessing.
     """
 
     case_id: str
@@ -50,6 +51,7 @@ class Volume:
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray
     has_orientation: bool = True
+    content: str = ""
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -120,6 +120,8 @@ def train(config: Config) -> dict[str, Any]:
         record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
         labelled, unlabelled = load_data(config, split)
+        facts["scans"] = {volume.case_id: volume.content for volume in [*labelled, *unlabelled]}
+        record.check_same_scans(config, facts["scans"])
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()

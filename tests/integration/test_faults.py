@@ -121,6 +121,14 @@ def test_a_scan_that_vanished_is_named_and_nothing_is_lost(stopped, data, tiny_s
     assert earlier_work(stopped) == before
 
 
+def test_a_scan_that_changed_under_its_name_is_refused(stopped, data, tiny_sam):
+    shutil.copy(data / "case4" / "mri_norm2.h5", data / "case2" / "mri_norm2.h5")
+    before = earlier_work(stopped)
+    with pytest.raises(OptionError, match=r"other scans under the same names: case2\. Put back"):
+        train(config_of(data, stopped, tiny_sam))
+    assert earlier_work(stopped) == before
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-3000])
 
