@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in _FULL:
-            raise OSError(error.errno, full_disk(path)) from error
+            raise OSError(error.errno, full_disk(path.parent, path)) from error
         if error.errno == errno.EROFS:
             raise OSError(error.errno, f"Expected a folder that may be written to. Received: {path.parent}.") from error
         raise
@@ -47,12 +48,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def full_disk(path: Path) -> str:
-    """What to say when a file cannot be written for want of room."""
-    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+def require_room(folder: str | os.PathLike[str], count: int) -> None:
+    """Takes `count` bytes of the disk of `folder` (made if absent) and gives them back at once.
+
+    Raises:
+        OSError: They are not to be had, be it for want of space, a quota or a limit.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if count > 0:
+                os.posix_fallocate(file.fileno(), 0, count)
+        except OSError as error:
+            raise OSError(error.errno, full_disk(folder, f"{count} bytes in {folder}")) from error
+
+
+def full_disk(folder: Path, what: object) -> str:
+    """What to say when `what` cannot be written into `folder` for want of room."""
+    free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     return (
-        f"Expected room for {path}; free some and give the same command again. Received: {free} bytes free, and the "
-        "file is as it was before."
+        f"Expected room for {what}; free some and give the same command again. Received: {free} bytes free; files are "
+        "as they were before."
     )
 
 

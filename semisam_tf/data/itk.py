@@ -180,7 +180,7 @@ def write_image(
                 nifti.check_complete(temporary)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise OSError(f"{full_disk(path)} ({reason})") from error
+            raise OSError(f"{full_disk(Path(path).parent, path)} ({reason})") from error
 
 
 def default_spacing(path: Path, default_spacing_mm: Sequence[float] | None) -> tuple[float, float, float]:

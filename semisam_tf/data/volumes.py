@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import h5py
 import numpy as np
 
-from semisam_tf.atomic import replacing
+from semisam_tf.data.hdf5 import replacing_h5
 from semisam_tf.data.itk import (
     IMAGE_SUFFIXES,
     Stored,
@@ -155,7 +155,7 @@ def volume_of(case_id: str, stored: Stored, label: np.ndarray | None, path: Path
 def save_volume_h5(path: str | os.PathLike[str], volume: Volume) -> None:
     """Writes the UA-MT layout (gzip) with `spacing_mm` and `affine` as attributes; one channel is written [X, Y, Z]."""
     image = volume.image[..., 0] if volume.image.shape[-1] == 1 else volume.image
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing_h5(path) as file:
         file.attrs["spacing_mm"] = np.asarray(volume.spacing_mm, np.float64)
         file.attrs["affine"] = volume.affine
         file.create_dataset("image", data=image, compression="gzip", compression_opts=4)

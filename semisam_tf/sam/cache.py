@@ -110,7 +110,7 @@ class ScanEmbeddings:
             done = os.pwrite(self._file, data, offset)
         except OSError as error:
             raise OSError(
-                f"{full_disk(self.path)} Another --sam_cache_dir may have more ({error.strerror})."
+                f"{full_disk(self.path.parent, self.path)} Another --sam_cache_dir may have more ({error.strerror})."
             ) from error
         if done < len(data):
             self._write(offset + done, data[done:])

@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 from absl import logging
 
+from semisam_tf import atomic
 from semisam_tf.atomic import replacing
 
 Arrays = dict[str, dict[str, np.ndarray]]
@@ -66,22 +68,21 @@ def save(folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], keep
         arrays: Group name -> array name -> array; names may contain slashes.
         state: JSON values.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.h5"
+    # In memory: on a full disk HDF5 can neither write nor close a file, and takes the process down with it.
+    content = io.BytesIO()
+    with h5py.File(content, "w", userblock_size=_BLOCK_BYTES) as file:
+        file.attrs["state"] = json.dumps(dict(state))
+        for group, named in arrays.items():
+            target = file.create_group(group)
+            # Keras paths are unique only with their position: two optimiser slots may share a path.
+            for position, (name, array) in enumerate(named.items()):
+                small = array.size < 1024
+                options = {} if small else {"compression": "lzf"}
+                target.create_dataset(f"{position:05d}", data=array, **options).attrs["name"] = name
+    content.getbuffer()[:_BLOCK_BYTES] = _block(content.getbuffer())
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w", userblock_size=_BLOCK_BYTES) as file:
-            file.attrs["state"] = json.dumps(dict(state))
-            for group, named in arrays.items():
-                target = file.create_group(group)
-                # Keras paths are unique only with their position: two optimiser slots may share a path.
-                for position, (name, array) in enumerate(named.items()):
-                    small = array.size < 1024
-                    options = {} if small else {"compression": "lzf"}
-                    target.create_dataset(f"{position:05d}", data=array, **options).attrs["name"] = name
-        with temporary.open("r+b") as handle:
-            digest = _digest(handle)
-            handle.seek(0)
-            handle.write((_MAGIC + digest).ljust(_BLOCK_BYTES))
+        temporary.write_bytes(content.getbuffer())
     for old in _existing(folder)[:-keep]:
         old.unlink()
     return path
@@ -116,12 +117,11 @@ def load_latest(folder: Path) -> tuple[int, Arrays, dict[str, Any]] | None:
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    with path.open("rb") as handle:
-        block = handle.read(_BLOCK_BYTES)
-        # Checkpoints of older versions start with HDF5's own bytes and have no digest.
-        if not block.startswith(_HDF5_MAGIC) and block.rstrip() != _MAGIC + _digest(handle):
-            raise ValueError("its content is not what was written")
-    with h5py.File(path, "r") as file:
+    content = path.read_bytes()
+    # Checkpoints of older versions start with HDF5's own bytes and have no digest.
+    if not content.startswith(_HDF5_MAGIC) and content[:_BLOCK_BYTES] != _block(content):
+        raise ValueError("its content is not what was written")
+    with h5py.File(io.BytesIO(content), "r") as file:
         state = json.loads(file.attrs["state"])
         arrays = {
             group: {str(item.attrs["name"]): item[()] for item in named.values()} for group, named in file.items()
@@ -129,10 +129,15 @@ def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
     return arrays, state
 
 
-def _digest(handle: BinaryIO) -> bytes:
-    """sha256 of all behind the block, as 64 hexadecimal digits."""
-    handle.seek(_BLOCK_BYTES)
-    return hashlib.file_digest(handle, "sha256").hexdigest().encode()
+def _block(content: bytes | memoryview) -> bytes:
+    """What belongs before the rest of a checkpoint."""
+    digest = hashlib.sha256(memoryview(content)[_BLOCK_BYTES:]).hexdigest()
+    return (_MAGIC + digest.encode()).ljust(_BLOCK_BYTES)
+
+
+def require_room(folder: Path, checkpoint_bytes: int, keep: int = 2) -> None:
+    """Raises OSError unless `folder` has room for the checkpoints to come: one more than are kept, for a while."""
+    atomic.require_room(folder, (keep + 1 - len(_existing(folder))) * checkpoint_bytes)
 
 
 def _existing(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from semisam_tf.atomic import replacing, sweep, write_json
+from semisam_tf.atomic import replacing, require_room, sweep, write_json
 from semisam_tf.config import Config, validate
 from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.batches import Prefetcher, TwoStream
@@ -134,6 +134,7 @@ def train(config: Config) -> dict[str, Any]:
         record.write(config, channels, facts, orientation)
         training = Training.build(config, channels, unlabelled, session)
         training.restore()
+        training.require_room()
         stream = TwoStream(
             labelled,
             unlabelled,
@@ -214,6 +215,8 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
 def _finish(training: Training) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
     for name, model in (("student", training.student), ("teacher", training.teacher)):
+        # Keras writes HDF5, which takes the process down with it on a full disk.
+        require_room(workdir, 2 * model.count_params() * 4 + 2**20)
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
     result = training.result()

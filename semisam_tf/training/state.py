@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ class Training:
         if self.sam is not None:
             self.sam.restore(arrays["sam"], state["sam"])
         logging.info("Resuming %s at step %d.", self.config.workdir, self.step)
+
+    def require_room(self) -> None:
+        """Raises OSError unless the workdir's disk has room for the networks' and optimiser's share of what will come.
+
+        SAM's targets and embeddings are not counted: how many there will be depends on the predictions.
+        """
+        variables = [*self.student.variables, *self.teacher.variables, *self.optimizer.variables]
+        count = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
+        checkpoint.require_room(Path(self.config.workdir) / "checkpoints", count)
 
     def take_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on `batch`; `step` counts on. Returns the loss terms."""
