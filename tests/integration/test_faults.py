@@ -25,11 +25,11 @@ STEPS = 5
 
 
 def config_of(data, workdir, sam, **changes):
-    """Instance norm, no lower limit of area and this seed: a network this young has some foreground to prompt with."""
+    """This seed and a low rate: a network this young has foreground to prompt with, and keeps it."""
     settings = {
         "data_dir": str(data), "workdir": str(workdir), "labeled": "1", "filters": 2, "patch_size": (16, 16, 16),
-        "network": "unet3d", "normalisation": "instance", "dropout": 0.3, "optimizer": "adamw", "learning_rate": 0.05,
-        "max_steps": STEPS, "log_every": 1, "checkpoint_every": 1, "sam_mode": "cached", "sam_dir": str(sam), "seed": 1,
+        "network": "unet3d", "normalisation": "instance", "dropout": 0.3, "optimizer": "adamw", "learning_rate": 0.001,
+        "max_steps": STEPS, "log_every": 1, "checkpoint_every": 1, "sam_mode": "cached", "sam_dir": str(sam), "seed": 8,
         "sam_min_area_vox": 1, "sam_refresh_visits": 2, "sam_prompts_from": "student", "augment": "paper",
     }  # fmt: skip
     return Config(**{**settings, **changes})
@@ -209,7 +209,7 @@ def flip_all_embeddings(path):
 @pytest.fixture
 def sam_that_fails_on_inverted_scans(tmp_path, write_double):
     """ONNX Runtime really fails in it. A slice of the ball in noise is dark in the mean, its inverse bright."""
-    write_double(tmp_path / "sam", fails_above=0.56)
+    write_double(tmp_path / "sam", fails_above=0.6)
     return tmp_path / "sam"
 
 

@@ -111,8 +111,8 @@ STANDBY = """
 import sys
 import semisam_tf.training.loop
 from semisam_tf.train import main
-sys.stdin.readline()
-sys.exit(main(sys.argv[1:]))
+if sys.stdin.readline():
+    sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -199,8 +199,8 @@ def quickstart_command(folder, sam_dir):
     return [
         f"--data_dir={folder}/data", f"--workdir={folder}/run", "--quickstart_cohort", "--training_spacing_mm=16,16,16",
         "--labeled=1", "--batch_size=2", "--labeled_per_batch=1", "--patch_size=16,16,16", "--filters=2",
-        "--network=unet3d", "--normalisation=instance", "--dropout=0.3", "--optimizer=adamw", "--learning_rate=0.02",
-        "--lr_schedule=constant", "--seed=1", f"--max_steps={KILLED_STEPS}", f"--checkpoint_every={CHECKPOINT_EVERY}",
+        "--network=unet3d", "--normalisation=instance", "--dropout=0.3", "--optimizer=adamw", "--learning_rate=0.001",
+        "--lr_schedule=constant", "--seed=8", f"--max_steps={KILLED_STEPS}", f"--checkpoint_every={CHECKPOINT_EVERY}",
         "--log_every=1", "--sam_mode=cached", f"--sam_dir={sam_dir}", "--sam_min_area_vox=1",
         "--sam_refresh_visits=2", "--sam_prompts_from=student",
     ]  # fmt: skip
