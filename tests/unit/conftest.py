@@ -1,5 +1,6 @@
 """Benchmarks, which are scripts and no package: tests load them by path. And a disk that is full."""
 
+import contextlib
 import importlib.util
 import resource
 import sys
@@ -10,11 +11,21 @@ from absl import flags
 
 @pytest.fixture
 def files_of_a_page():
-    """No file may grow beyond a page: to this process a full disk, with another errno."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    """A context in which no file may grow beyond a page: to this process a full disk, with another errno.
+
+    For a test's inmost lines: pytest's own output may be a file, too.
+    """
+
+    @contextlib.contextmanager
+    def limited():
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from semisam_tf.atomic import replacing, sweep, write_json
 def test_a_full_disk_is_named_and_the_old_file_kept(tmp_path, files_of_a_page):
     path = tmp_path / "result.json"
     write_json(path, {"dice": 0.5})
-    with pytest.raises(OSError, match=rf"Expected room for {path}; free some.*\d+ bytes free"):
+    with pytest.raises(OSError, match=rf"Expected room for {path}; free some.*\d+ bytes free"), files_of_a_page():
         write_json(path, {"dice": [0.5] * 4096})
     assert json.loads(path.read_text()) == {"dice": 0.5}
     assert list(tmp_path.iterdir()) == [path]

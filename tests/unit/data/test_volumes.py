@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -300,15 +301,14 @@ def test_a_saved_mask_lies_where_its_scan_lies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_mask_that_does_not_fit_on_the_disk_is_an_error_and_leaves_no_file(
-    tmp_path: Path, request: pytest.FixtureRequest, suffix: str
+    tmp_path: Path, files_of_a_page: Callable, suffix: str
 ) -> None:
     """ITK cuts a NIfTI file without a word."""
     path = tmp_path / f"mask{suffix}"
     mask = np.random.default_rng(0).integers(0, 255, (30, 30, 30)).astype(np.uint8)
     write_image(path, mask[:2], (1, 1, 1), np.eye(4))
     before = path.read_bytes()
-    request.getfixturevalue("files_of_a_page")
-    with pytest.raises(OSError, match=f"Expected room for {path}"):
+    with pytest.raises(OSError, match=f"Expected room for {path}"), files_of_a_page():
         write_image(path, mask, (1, 1, 1), np.eye(4))
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(path.name, before)]
 

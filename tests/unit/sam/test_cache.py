@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -133,10 +134,12 @@ def test_file_cut_while_it_is_open_is_no_crash(tmp_path: Path) -> None:
     assert again.missing([0, 2]) == [0, 2]
 
 
-def test_full_disk_is_an_error_not_a_crash(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_full_disk_is_an_error_not_a_crash(tmp_path: Path, files_of_a_page: Callable) -> None:
     stored = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
-    request.getfixturevalue("files_of_a_page")
-    with pytest.raises(OSError, match=r"Expected room for .*case-.*bytes free.*--sam_cache_dir"):
+    with (
+        pytest.raises(OSError, match=r"Expected room for .*case-.*bytes free.*--sam_cache_dir"),
+        files_of_a_page(),
+    ):
         stored.write([0], embeddings(1))
     assert stored.missing([0]) == [0]
 

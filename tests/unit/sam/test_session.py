@@ -172,3 +172,22 @@ def test_absent_onnxruntime_names_the_extras(double_dir: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeError, match=r"semisam-tf\[cpu\].*semisam-tf\[gpu\]"):
         SamSession(double_dir)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dims", "kinds"),
+    [("box", 2, ["box"]), ("mask", 2, ["mask"]), ("sam", 2, ["box", "point", "mask"]), ("sam", 3, ["point"])],
+)
+def test_both_graphs_are_tried_out(
+    tmp_path: Path, write_double: Callable[..., Manifest], prompt: str, dims: int, kinds: list[str]
+) -> None:
+    write_double(tmp_path, prompt=prompt, dims=dims)
+    session = SamSession(tmp_path)
+    session.try_out(kinds)
+    assert session.counts() == {"encoder_calls": 1, "slices_encoded": 1, "decoder_calls": 1, "prompts_decoded": 1}
+
+
+def test_a_graph_that_cannot_run_fails_when_tried_out(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    write_double(tmp_path, fails_above=-1.0)
+    with pytest.raises(SamCallError, match=r"encoder\.onnx"):
+        SamSession(tmp_path).try_out(["box"])

@@ -124,3 +124,25 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_its_holder(tmp_path)
         except RuntimeError:
             time.sleep(0.05)
     pytest.fail("the lock outlived its process")
+
+
+def test_room_for_one_more_than_are_kept_is_asked_for(tmp_path, files_of_a_page):
+    with files_of_a_page():
+        checkpoint.require_room(tmp_path / "new", 1365)
+    with pytest.raises(OSError, match="Expected room for 4098 bytes in"), files_of_a_page():
+        checkpoint.require_room(tmp_path, 1366)
+    for step in (1, 2):
+        (tmp_path / f"step_{step:08d}.h5").touch()
+    with files_of_a_page():
+        checkpoint.require_room(tmp_path, 4096)
+    with pytest.raises(OSError, match="Expected room for 4097 bytes in .* bytes free"), files_of_a_page():
+        checkpoint.require_room(tmp_path, 4097)
+    assert len(list(tmp_path.glob("step*"))) == 2
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_others(tmp_path, files_of_a_page):
+    checkpoint.save(tmp_path, 5, {}, {})
+    arrays = {"a": {"x": np.random.default_rng(0).normal(size=1000)}}
+    with pytest.raises(OSError, match=r"Expected room for .*step_00000006\.h5"), files_of_a_page():
+        checkpoint.save(tmp_path, 6, arrays, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005.h5"]
