@@ -135,7 +135,7 @@ def test_room_for_one_more_than_are_kept_is_asked_for(tmp_path, files_of_a_page)
         (tmp_path / f"step_{step:08d}.h5").touch()
     with files_of_a_page():
         checkpoint.require_room(tmp_path, 4096)
-    with pytest.raises(OSError, match="Expected room for 4097 bytes in .* bytes free"), files_of_a_page():
+    with pytest.raises(OSError, match=r"Expected room for 4097 bytes in .* bytes free"), files_of_a_page():
         checkpoint.require_room(tmp_path, 4097)
     assert len(list(tmp_path.glob("step*"))) == 2
 
