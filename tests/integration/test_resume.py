@@ -149,11 +149,11 @@ def moments(rng):
     """Twenty of (kind, number, delay in seconds), in an order in which there is something to interrupt.
 
     data: the cohort's subject of this number is being written. start: so many seconds after the start. cache: SAM's
-    embeddings are being written. checkpoint: the so manieth from here is. end: the last files are, one after another.
+    embeddings of the so manieth scan from here are. checkpoint: the so manieth is. end: the last files are, in turn.
     """
     middle = ["start"] * 2 + ["cache"] * 5 + ["checkpoint"] * 7
     kinds = ["data"] * 3 + [str(kind) for kind in rng.permutation(middle)] + ["end"] * 3
-    number = {"data": 6, "checkpoint": 2, "cache": 2, "start": 1, "end": 1}
+    number = {"data": 6, "checkpoint": 2, "cache": 3, "start": 1, "end": 1}
     most_s = {"data": 0.05, "checkpoint": 0.02, "cache": 0.02, "start": 6.0, "end": 0.005}
     return [(kind, int(rng.integers(1, number[kind] + 1)), float(rng.uniform(0, most_s[kind]))) for kind in kinds]
 
@@ -179,7 +179,7 @@ def watch(kind, number, data_dir, workdir, ends):
     checkpoints, cache = workdir / "checkpoints", workdir / "sam_cache"
     newest = max((int(path.stem[5:]) for path in checkpoints.glob("step_*.h5")), default=0)
     due = min(newest + number * CHECKPOINT_EVERY, KILLED_STEPS)
-    before = changes(cache)
+    before = changes(cache).items()
     if kind == "data":
         return lambda: being_written(data_dir / f"subject_{number:02d}", ".nii.gz")
     if kind == "start":
@@ -188,7 +188,7 @@ def watch(kind, number, data_dir, workdir, ends):
         name = next(ends)
         return lambda: being_written(workdir, name) or (workdir / name).exists()
     return lambda: (
-        (kind == "cache" and changes(cache) != before)
+        (kind == "cache" and len(changes(cache).items() - before) >= number)
         or being_written(checkpoints, f"step_{due:08d}.h5")
         or (checkpoints / f"step_{due:08d}.h5").exists()
     )
@@ -232,7 +232,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, tiny_sam, stand
     ends = itertools.chain(["student.weights.h5", "teacher.weights.h5", "result.json"])
     reference = stand_by(quickstart_command(whole, tiny_sam), tmp_path / "whole.log")
     reference.go()
-    run, torn = stand_by(words, tmp_path / "0.log"), []
+    run, torn = stand_by(words, tmp_path / "0.log"), set()
     for number, (kind, nth, delay_s) in enumerate(schedule, start=1):
         happened = watch(kind, nth, data_dir, workdir, ends)
         run.go()
@@ -240,7 +240,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, tiny_sam, stand
         run.wait_for(happened)
         time.sleep(delay_s)
         assert run.kill() == -signal.SIGKILL
-        torn += [path.name.split(".", 3)[3] for path in killed.rglob(".partial.*")]
+        torn |= {path.name.removeprefix(".partial.") for path in killed.rglob(".partial.*")}
         run = following
     run.go()
     assert run.process.wait(240) == 0, run.log.read_text()
@@ -248,10 +248,10 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, tiny_sam, stand
     print(f"killed while being written: {sorted(torn)}")  # noqa: T201
 
     logs = [path.read_text() for path in tmp_path.glob("*.log")]
-    assert sum("Resuming" in log for log in logs) > KILLS // 2
+    assert sum("Resuming" in log for log in logs) > KILLS // 3
     # What a killed process leaves under a file's own name is whole.
     assert not [log for log in logs if "damaged" in log or "encoding it again" in log]
-    assert len({name for name in torn if name.startswith("step_")}) > 1
+    assert sum(".step_" in name for name in torn) > 1
     assert any(name.endswith(".nii.gz") for name in torn)
     assert not list(workdir.glob("**/.partial.*.h5"))
     for path in sorted((whole / "data").rglob("*.*")):
