@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _PARTIAL = ".partial."
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -18,15 +22,55 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps all suffixes of `path`, since image libraries and Keras choose the format by them. Should
     the block raise, nothing is left under either name; a process killed outright leaves the temporary file behind.
+    What has the name of `path` has reached the disk before.
+
+    Raises:
+        OSError: The disk is full, or may not be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_PARTIAL}{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb") as file:
+            # Some file systems say only here that they are full.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(error.errno, full_disk(path.parent, path)) from error
+        if error.errno == errno.EROFS:
+            raise OSError(error.errno, f"Expected a folder that may be written to. Received: {path.parent}.") from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # On a disk that may not be written to there is nothing to remove, and asking for it would be an error.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def require_room(folder: str | os.PathLike[str], count: int) -> None:
+    """Takes `count` bytes of the disk of `folder` (made if absent) and gives them back at once.
+
+    Raises:
+        OSError: They are not to be had, be it for want of space, a quota or a limit.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if count > 0:
+                os.posix_fallocate(file.fileno(), 0, count)
+        except OSError as error:
+            raise OSError(error.errno, full_disk(folder, f"{count} bytes in {folder}")) from error
+
+
+def full_disk(folder: Path, what: object) -> str:
+    """What to say when `what` cannot be written into `folder` for want of room."""
+    free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+    return (
+        f"Expected room for {what}; free some and give the same command again. Received: {free} bytes free; files are "
+        "as they were before."
+    )
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:

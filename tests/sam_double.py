@@ -56,6 +56,7 @@ def write_sam_double(
     dims: int = 2,
     meta: bool = False,
     image_layout: str = "channels_first",
+    fails_above: float | None = None,
     **changes: object,
 ) -> Manifest:
     """Writes encoder.onnx, decoder.onnx and manifest.json.
@@ -71,6 +72,7 @@ def write_sam_double(
         meta: Names, ranks and the fixed batch of Meta's graphs, with four masks of which number 0 is the double's, and
             masks that are wrong unless `original_size` is the picture's. Goes with prompt="sam".
         image_layout: As in the manifest; the unbatched encoder pads its picture itself.
+        fails_above: ONNX Runtime fails in the encoder where the pictures' mean is above this; None for never.
         changes: Other fields of the manifest to set.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def write_sam_double(
     kinds = KINDS[prompt] - ({"box"} if dims == 3 else set())
     axes = (1, 0) if dims == 2 else (0, 1, 2)
     tensors = _tensors(size, channels, prompt, meta, image_layout)
-    onnx.save(_encoder(tensors, size, channels, image_layout), folder / ENCODER_FILE)
+    onnx.save(_encoder(tensors, size, channels, image_layout, fails_above), folder / ENCODER_FILE)
     onnx.save(_decoder(tensors, size, predicted_iou, prompt, axes, meta), folder / DECODER_FILE)
     manifest = Manifest(
         family="double",
@@ -166,7 +168,9 @@ def _tensors(
     }
 
 
-def _encoder(tensors: dict, size: tuple[int, ...], channels: int, image_layout: str) -> onnx.ModelProto:
+def _encoder(
+    tensors: dict, size: tuple[int, ...], channels: int, image_layout: str, fails_above: float | None
+) -> onnx.ModelProto:
     dims = len(size)
     images, embeddings = tensors["encoder_inputs"]["images"].name, tensors["encoder_outputs"]["embeddings"].name
     nodes = []
@@ -185,6 +189,16 @@ def _encoder(tensors: dict, size: tuple[int, ...], channels: int, image_layout: 
             helper.make_node("Pad", [images, "pads"], ["padded"]),
         ]
         images = "padded"
+    if fails_above is not None:
+        # Element 1 of a list of one.
+        nodes += [
+            helper.make_node("ReduceMean", [images], ["mean"], keepdims=0),
+            helper.make_node("Greater", ["mean", "fails_above"], ["is_above"]),
+            helper.make_node("Cast", ["is_above"], ["index"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["list_of_one", "index"], ["element"]),
+            helper.make_node("Add", [images, "element"], ["checked"]),
+        ]
+        images = "checked"
     nodes += [
         helper.make_node("AveragePool", [images], [embeddings], kernel_shape=[BLOCK] * dims, strides=[BLOCK] * dims)
     ]
@@ -192,6 +206,8 @@ def _encoder(tensors: dict, size: tuple[int, ...], channels: int, image_layout: 
         "axis_0": np.array([0], np.int64),
         "full_shape": np.array([1, channels, *size], np.int64),
         "nothing": np.zeros(2 + dims, np.int64),
+        "fails_above": np.float32(0 if fails_above is None else fails_above),
+        "list_of_one": np.zeros(1, np.float32),
     }
     return _model(nodes, tensors["encoder_inputs"], tensors["encoder_outputs"], constants)
 

@@ -75,6 +75,7 @@ FILE_READERS = {
 # Labels that are no run's.
 MAY_OPEN_UNRECORDED = {"semisam_tf/data/simulate", "semisam_tf/health/report"}
 EXPORT_MAY_USE = {"__init__", "flavour", "geometry", "sam"}
+PICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MAX_TRACKED_BYTES = 1024 * 1024
 
 
@@ -269,6 +270,37 @@ def heavy_from(sources: dict[str, Source], key: str, seen: set[str], way: tuple[
     return found
 
 
+def unpickling(root: Path) -> list[str]:
+    """Calls that run code out of a file: pickles and what reads them, and Keras' unsafe layers."""
+    found = []
+    for source in read_sources(root).values():
+        if not source.key.startswith(("semisam_tf/", "export/")):
+            continue
+        for item in source.imports():
+            # The exporter names the error of a refused pickle.
+            if item.names[0] in PICKLING and not source.key.startswith("export/"):
+                found.append(f"{source.key}:{item.line}: {item.names[0]} must not be imported")
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and (fault := unpickles(node)):
+                found.append(f"{source.key}:{node.lineno}: {fault}")
+    return found
+
+
+def unpickles(node: ast.Call) -> str:
+    """What a call unpickles with, or an empty string."""
+    name, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+    package, function = name.split(".")[0], name.split(".")[-1]
+    if package in PICKLING and function in {"load", "loads", "Unpickler", "open"}:
+        return name
+    if function in {"read_pickle", "enable_unsafe_deserialization"}:
+        return name
+    if name == "torch.load" and keywords.get("weights_only") != "True":
+        return "torch.load without weights_only=True"
+    if keywords.get("allow_pickle", "False") != "False" or keywords.get("safe_mode", "True") != "True":
+        return f"{name} with allow_pickle or without safe_mode"
+    return ""
+
+
 def missing_package_files(root: Path) -> list[str]:
     """Folders that setup.py's find_packages would leave out of the wheel, and test folders that are packages."""
     found = []
@@ -299,6 +331,7 @@ SOURCE_RULES = [
     asserts_in_library,
     labels_past_the_record,
     heavy_entry_points,
+    unpickling,
     missing_package_files,
 ]
 
@@ -378,6 +411,18 @@ BREAKS = [
         "train > semisam_tf/data",
     ),
     ("export/sam.py", "import torch\n" + IF_MAIN, heavy_entry_points, "export/sam:1: torch"),
+    ("semisam_tf/data/splits.py", "import pickle", unpickling, "pickle must not be imported"),
+    ("semisam_tf/data/splits.py", "np.load(path, allow_pickle=True)", unpickling, "np.load with allow_pickle"),
+    ("semisam_tf/data/splits.py", "np.load(path, allow_pickle=flag)", unpickling, "np.load with allow_pickle"),
+    ("semisam_tf/training/loop.py", "keras.models.load_model(path, safe_mode=False)", unpickling, "safe_mode"),
+    (
+        "semisam_tf/training/loop.py",
+        "torch.load(path, weights_only=True)\ntorch.load(path)",
+        unpickling,
+        "loop:2: torch",
+    ),
+    ("export/sam.py", "import pickle\npickle.loads(data)", unpickling, "export/sam:2: pickle.loads"),
+    ("export/sam.py", "torch.load(path, weights_only=False)", unpickling, "torch.load without weights_only=True"),
     ("semisam_tf/data/deep/more.py", "", missing_package_files, "semisam_tf/data/deep: has no __init__.py"),
     ("tests/unit/__init__.py", "", missing_package_files, "tests/unit/__init__.py: tests are no packages"),
 ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import numpy as np
+
 from semisam_tf.data.label_access import LabelAccess
 from semisam_tf.data.preprocess import Preprocessing
-from semisam_tf.data.volumes import Volume, find_case, load_volume
+from semisam_tf.data.volumes import CaseFiles, Volume, find_case, load_volume
 
 
 def load_cohort(
@@ -33,26 +37,35 @@ def load_cohort(
         workers: Threads.
 
     Raises:
-        FileNotFoundError, ValueError: The first case of the list that is missing or bad, naming its file; or scans
-            with different numbers of channels.
+        FileNotFoundError, ValueError: The first case of the list that is missing, else the first that is bad, naming
+            its file; or scans with different numbers of channels.
     """
 
-    def load(case_id: str) -> Volume:
-        files = find_case(data_dir, case_id)
+    def load(files: CaseFiles) -> Volume:
         volume = load_volume(files, with_label=with_label, default_spacing_mm=default_spacing_mm)
         try:
-            return preprocessing.to_training_grid(volume, n_classes)
+            return dataclasses.replace(preprocessing.to_training_grid(volume, n_classes), content=_content(volume))
         except ValueError as error:
             raise ValueError(f"{files.label or files.image}: {error}") from error
 
+    # Before the first is read: reading a large cohort takes minutes.
+    found = [find_case(data_dir, case_id) for case_id in case_ids]
     executor = ThreadPoolExecutor(workers, thread_name_prefix="load")
     try:
-        volumes = list(executor.map(load, case_ids))
+        volumes = list(executor.map(load, found))
     finally:
         # One bad file is enough to stop: the rest need not be read first.
         executor.shutdown(wait=True, cancel_futures=True)
     check_channels(volumes)
     return volumes
+
+
+def _content(volume: Volume) -> str:
+    digest = hashlib.sha256(f"{volume.size} {volume.image.shape} {volume.spacing_mm} {volume.affine.tolist()}".encode())
+    for array in (volume.image, volume.label):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def check_channels(volumes: Sequence[Volume]) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from semisam_tf.atomic import replacing
+from semisam_tf.atomic import full_disk, replacing
 from semisam_tf.data import nifti
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha")
@@ -197,7 +197,11 @@ def _fields(path: Path, sign: bytes, last: bytes = b"") -> set[bytes]:
 def write_image(
     path: str | os.PathLike[str], array: np.ndarray, spacing_mm: Sequence[float], affine: np.ndarray
 ) -> None:
-    """Writes [X, Y, Z] in the array's dtype; the suffix of `path` picks the format."""
+    """Writes [X, Y, Z] in the array's dtype; the suffix of `path` picks the format.
+
+    Raises:
+        OSError: The file could not be written whole.
+    """
     if not str(path).endswith(IMAGE_SUFFIXES):
         raise ValueError(f"Expected a file name ending in one of {IMAGE_SUFFIXES}. Received: path={str(path)!r}.")
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
@@ -206,7 +210,14 @@ def write_image(
     direction = _LPS_TO_RAS @ affine[:3, :3] / np.asarray(spacing_mm)
     image.SetDirection([float(d) for d in direction.ravel()])
     with replacing(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            if temporary.name.endswith((".nii", ".nii.gz")):
+                # ITK does not say when a disk is full: it cuts the file.
+                nifti.check_complete(temporary)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise OSError(f"{full_disk(Path(path).parent, path)} ({reason})") from error
 
 
 def default_spacing(path: Path, default_spacing_mm: Sequence[float] | None) -> tuple[float, float, float]:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from semisam_tf.atomic import replacing
+from semisam_tf.data.hdf5 import replacing_h5
 from semisam_tf.data.itk import IMAGE_SUFFIXES, dicom_series, is_dicom, read_series
 from semisam_tf.data.volumes import H5_NAME, CaseFiles, Volume, load_volume, volume_of, write_on_grid
 
@@ -115,7 +114,7 @@ def save_map(path: str | os.PathLike[str], values: np.ndarray, volume: Volume, d
     if not suffix_of(path, _H5_SUFFIXES):
         write_on_grid(path, values, volume)
         return
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing_h5(path) as file:
         file.attrs["spacing_mm"] = np.asarray(volume.spacing_mm, np.float64)
         if volume.has_orientation:
             file.attrs["affine"] = volume.affine
@@ -136,7 +135,8 @@ def _scans_of_files(folder: Path) -> list[Scan]:
 
 def _scans_of_case(folder: Path) -> list[Scan]:
     """The scan of a case folder, the series of a DICOM folder, or nothing."""
-    name = folder.resolve().name
+    # The name of a link is its own, not that of what it leads to.
+    name = Path(os.path.abspath(folder)).name
     names = (H5_NAME, *(f"image{suffix}" for suffix in SCAN_SUFFIXES))
     images = [path for path in map(folder.joinpath, names) if path.is_file()]
     if images:

@@ -18,8 +18,8 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from semisam_tf.atomic import replacing
 from semisam_tf.data import nifti
+from semisam_tf.data.hdf5 import replacing_h5
 from semisam_tf.data.itk import (
     IMAGE_SUFFIXES,
     Stored,
@@ -47,6 +47,7 @@ class Volume:
             which way its axes run through the body is unknown.
         nifti_header: Of a scan as its NIfTI file has it, for masks with the very same geometry: an affine is not all
             that a header says. None once the scan is turned or resampled, and of other types of file.
+        content: Of scans loaded by `load_cohort`, the sha256 of all that was read of them, before preprocessing.
     """
 
     case_id: str
@@ -56,6 +57,7 @@ class Volume:
     affine: np.ndarray
     has_orientation: bool = True
     nifti_header: nifti.Header | None = None
+    content: str = ""
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -82,7 +84,7 @@ def find_case(data_dir: str | os.PathLike[str], case_id: str) -> CaseFiles:
         FileNotFoundError: No layout has the case.
     """
     name = PurePosixPath(case_id.replace("\\", "/"))
-    if not case_id.strip() or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+    if not case_id.strip() or not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
         raise ValueError(
             "Expected a case name inside the data folder, without '..' and not absolute. "
             f"Received: case_id={case_id!r}. Correct the case list."
@@ -167,20 +169,20 @@ def volume_of(case_id: str, stored: Stored, label: np.ndarray | None, path: Path
     Raises:
         ValueError: An intensity is not finite; names the file.
     """
-    image = stored.array
+    with np.errstate(over="ignore"):
+        image = np.ascontiguousarray(stored.array, np.float32)
     if not np.isfinite(image).all():
         raise ValueError(
             f"Expected finite image values in {path}. Received: {int((~np.isfinite(image)).sum())} voxels that "
-            "are NaN or infinite; repair the file or exclude the case."
+            "are NaN, infinite or beyond float32; repair the file or exclude the case."
         )
-    image = np.ascontiguousarray(image, np.float32)
     return Volume(case_id, image, label, *stored[1:])
 
 
 def save_volume_h5(path: str | os.PathLike[str], volume: Volume) -> None:
     """Writes the UA-MT layout (gzip) with `spacing_mm` and `affine` as attributes; one channel is written [X, Y, Z]."""
     image = volume.image[..., 0] if volume.image.shape[-1] == 1 else volume.image
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing_h5(path) as file:
         file.attrs["spacing_mm"] = np.asarray(volume.spacing_mm, np.float64)
         file.attrs["affine"] = volume.affine
         file.create_dataset("image", data=image, compression="gzip", compression_opts=4)
@@ -236,7 +238,7 @@ def _read_h5(
 ) -> tuple[Stored, np.ndarray | None]:
     try:
         with h5py.File(path, "r") as file:
-            image = np.asarray(_h5_array(file, "image", path), np.float32)
+            image = _h5_array(file, "image", path)
             label = None
             if with_label:
                 if "label" not in file:

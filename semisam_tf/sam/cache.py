@@ -1,8 +1,9 @@
 """Embeddings on disk: a scan's view (slice or window) goes through SAM's encoder once, ever.
 
-One file per scan, sparse and memory-mapped: a header (what it is for), one flag per view, then float16 embeddings.
-A view's flag is set only after its embedding has reached the disk, so that a process killed at any moment leaves a
-file that is whole as far as it claims to be. Two processes may share a folder: they write the same bytes.
+One file per scan, sparse: a header (what it is for), one entry per view, then float16 embeddings. A view's entry holds
+the embedding's checksum and is written only after the embedding has reached the disk: a process killed at any moment
+leaves a file that is whole as far as it claims to be, and what is damaged later is encoded again. Two processes may
+share a folder: they write the same bytes.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
-import shutil
+import tempfile
+import weakref
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from semisam_tf.atomic import replacing
+from semisam_tf.atomic import full_disk, replacing
 
 _PAGE = 4096
-_MAGIC = "semisam-tf embeddings 2"
+_ENTRY = np.dtype("<u8")
+_MAGIC = "semisam-tf embeddings 3"
+# A view's entry: 0 where there is no embedding, else this and its crc32.
+_WRITTEN = 1 << 32
 
 
 def quantise(embeddings: np.ndarray) -> np.ndarray:
@@ -37,43 +44,76 @@ def content_key(image: np.ndarray, manifest_digest: str, geometry: str) -> str:
 
 
 class ScanEmbeddings:
-    """The file of one scan. Made by `EmbeddingCache.scan`."""
+    """The file of one scan. Made by `EmbeddingCache.scan`.
+
+    Read and written, not mapped: what a disk cannot do is then an error where a map would kill the process.
+    """
 
     def __init__(self, path: Path, views: int, embedding_shape: tuple[int, ...]) -> None:
         self.path = path
-        data_offset = _PAGE + -(-views // _PAGE) * _PAGE
-        self._valid = np.memmap(path, np.uint8, "r+", offset=_PAGE, shape=(views,))
-        self._data = np.memmap(path, np.float16, "r+", offset=data_offset, shape=(views, *embedding_shape))
+        self._shape, self._bytes = embedding_shape, _embedding_bytes(embedding_shape)
+        self._data_offset = _data_offset(views)
+        self._file = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._file)
+        self._entries = np.frombuffer(self._read(_PAGE, views * _ENTRY.itemsize), _ENTRY).copy()
+        self._verified: set[int] = set()
 
     def missing(self, indices: Sequence[int]) -> list[int]:
-        """Those of `indices` whose embeddings are not in the file."""
-        return [i for i in indices if self._valid[i] != 1]
+        """Those of `indices` whose embeddings are not in the file, or no longer as they were written (a warning)."""
+        return [i for i in indices if i not in self._verified and not self._verify(i)]
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """float16 [N, *embedding_shape]; all of `indices` must have been written."""
         absent = self.missing(indices)
         if absent:
             raise ValueError(f"Expected views that were written before. Received: {absent} of {self.path}.")
-        return self._data[list(indices)]
+        data = [np.frombuffer(self._read_view(i), np.float16).reshape(self._shape) for i in indices]
+        return np.stack(data) if data else np.zeros((0, *self._shape), np.float16)
 
     def write(self, indices: Sequence[int], embeddings: np.ndarray) -> None:
         """Stores float16 embeddings [N, *embedding_shape]; on the disk before the views count as written.
 
         Raises:
-            RuntimeError: The disk is full (writing to the map would kill the process).
+            OSError: The disk is full.
         """
         if embeddings.dtype != np.float16:
             raise ValueError(f"Expected embeddings from quantise, float16. Received: dtype={embeddings.dtype}.")
-        free = shutil.disk_usage(self.path.parent).free
-        if free < 2 * embeddings.nbytes + _PAGE:
-            raise RuntimeError(
-                f"Expected room for {embeddings.nbytes} bytes of SAM embeddings; free some, or set --sam_cache_dir to "
-                f"another disk. Received: {free} bytes free beside {self.path}."
-            )
-        self._data[list(indices)] = embeddings
-        self._data.flush()
-        self._valid[list(indices)] = 1
-        self._valid.flush()
+        parts = [np.ascontiguousarray(embedding).tobytes() for embedding in embeddings]
+        for i, part in zip(indices, parts, strict=True):
+            self._write(self._data_offset + i * self._bytes, part)
+        os.fdatasync(self._file)
+        for i, part in zip(indices, parts, strict=True):
+            self._entries[i] = _WRITTEN | zlib.crc32(part)
+            self._write(_PAGE + i * _ENTRY.itemsize, self._entries[i].tobytes())
+            self._verified.add(i)
+        os.fdatasync(self._file)
+
+    def _verify(self, index: int) -> bool:
+        if not self._entries[index]:
+            return False
+        if int(self._entries[index]) != _WRITTEN | zlib.crc32(self._read_view(index)):
+            logging.warning("Expected view %d of %s as it was written; encoding it again.", index, self.path)
+            return False
+        self._verified.add(index)
+        return True
+
+    def _read_view(self, index: int) -> bytes:
+        return self._read(self._data_offset + index * self._bytes, self._bytes)
+
+    def _read(self, offset: int, count: int) -> bytes:
+        data = os.pread(self._file, count, offset)
+        # Of a file that somebody has cut since it was opened.
+        return data.ljust(count, b"\0")
+
+    def _write(self, offset: int, data: bytes) -> None:
+        try:
+            done = os.pwrite(self._file, data, offset)
+        except OSError as error:
+            raise OSError(
+                f"{full_disk(self.path.parent, self.path)} Another --sam_cache_dir may have more ({error.strerror})."
+            ) from error
+        if done < len(data):
+            self._write(offset + done, data[done:])
 
 
 class EmbeddingCache:
@@ -81,11 +121,23 @@ class EmbeddingCache:
 
     Args:
         folder: Made if absent. May be shared by runs and by SAM models: the key tells them apart.
+
+    Raises:
+        OSError: The folder may not be written to.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The first embedding may be due hours later.
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"Expected a folder for SAM's embeddings that may be written to; choose another --sam_cache_dir. "
+                f"Received: {self.folder} ({error.strerror})."
+            ) from error
 
     def scan(self, name: str, key: str, views: int, embedding_shape: Sequence[int]) -> ScanEmbeddings:
         """Opens a scan's file, or makes an empty one.
@@ -103,7 +155,7 @@ class EmbeddingCache:
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80]
         path = self.folder / f"{readable}-{key[:16]}.embeddings"
         header = json.dumps({"what": _MAGIC, "key": key, "views": views, "embedding_shape": shape}).encode()
-        size = _PAGE + -(-views // _PAGE) * _PAGE + views * int(np.prod(shape)) * 2
+        size = _data_offset(views) + views * _embedding_bytes(shape)
         fault = _fault(path, header, size)
         if fault and path.exists():
             logging.warning("Expected SAM embeddings of this scan; encoding it again. Received: %s: %s.", path, fault)
@@ -114,6 +166,15 @@ class EmbeddingCache:
                 file.flush()
                 os.fsync(file.fileno())
         return ScanEmbeddings(path, views, shape)
+
+
+def _data_offset(views: int) -> int:
+    """Bytes before the first embedding: header and entries, in whole pages."""
+    return _PAGE + -(-views * _ENTRY.itemsize // _PAGE) * _PAGE
+
+
+def _embedding_bytes(shape: Sequence[int]) -> int:
+    return math.prod(shape) * np.dtype(np.float16).itemsize
 
 
 def _fault(path: Path, header: bytes, size: int) -> str:

@@ -36,6 +36,10 @@ class Decoded(NamedTuple):
     predicted_iou: np.ndarray
 
 
+class SamCallError(RuntimeError):
+    """One run of a graph failed, or its answer is not finite. The session may be asked again."""
+
+
 class SamSession:
     """Encoder and decoder of one export, each an ONNX Runtime session built once.
 
@@ -74,6 +78,23 @@ class SamSession:
         self.slices_encoded = 0
         self.prompts_decoded = 0
 
+    def try_out(self, kinds: Sequence[str]) -> None:
+        """Runs both graphs once, on an empty picture: a provider that cannot run them is known before training is.
+
+        Args:
+            kinds: Of prompts, from `prompt_kinds`.
+
+        Raises:
+            SamCallError: From `encode` and `decode`.
+        """
+        manifest, size = self.manifest, np.array(self.manifest.input_size, np.float32)
+        prompts = Prompts(
+            points=size[None, None] // 2 if "point" in kinds else None,
+            boxes=np.stack([size // 4, 3 * size // 4])[None] if "box" in kinds else None,
+            masks=np.zeros((1, *manifest.mask_size), np.float32) if "mask" in kinds else None,
+        )
+        self.decode(self.encode(np.zeros((1, *manifest.input_size), np.float32)), prompts)
+
     def counts(self) -> dict[str, int]:
         """Work done so far: graph runs and the items in them."""
         return {
@@ -96,6 +117,7 @@ class SamSession:
 
         Raises:
             ValueError: The pictures do not fit into the model's input.
+            SamCallError: ONNX Runtime failed, or an embedding is not finite.
         """
         manifest = self.manifest
         size, full = pictures.shape[1:], manifest.input_size
@@ -111,7 +133,7 @@ class SamSession:
         for start in range(0, len(pictures), self.encoder_batch):
             part = pictures[start : start + self.encoder_batch]
             images = fitted(images_of(part, manifest), tensor)
-            answer = self._encoder.run([output], {tensor.name: images})[0]
+            (answer,) = _run(self._encoder, ENCODER_FILE, [output], {tensor.name: images})
             embeddings[start : start + len(part)] = np.reshape(answer, (len(part), *manifest.embedding_shape))
             self.encoder_calls += 1
         self.slices_encoded += len(pictures)
@@ -127,6 +149,7 @@ class SamSession:
         Raises:
             ValueError: A kind of prompt that the model does not support, with the reason; one that its decoder needs is
                 not there; shapes do not fit.
+            SamCallError: ONNX Runtime failed, or an answer is not finite.
         """
         manifest, n = self.manifest, len(prompts)
         roles = decoder_arrays(manifest, prompts)
@@ -145,7 +168,7 @@ class SamSession:
             arrays["embeddings"] = embeddings if len(embeddings) == 1 else embeddings[part]
             tensors = manifest.decoder_inputs
             feeds = {tensors[role].name: fitted(array, tensors[role]) for role, array in arrays.items()}
-            masks, ious = self._decoder.run(names, feeds)
+            masks, ious = _run(self._decoder, DECODER_FILE, names, feeds)
             # [n, *size] or [n, K masks, *size]
             count = part.stop - part.start
             logits[part] = masks.reshape(count, -1, *manifest.logits_size)[:, manifest.mask_index]
@@ -161,6 +184,18 @@ class SamSession:
         fixed = any(batch_is_one(tensors[role], ranks[role]) for role in PROMPT_ROLES if role in tensors)
         apart = n_embeddings > 1 and tensors["embeddings"].shape[0] == 1
         return 1 if fixed or apart else self._decoder_batch
+
+
+def _run(session: Any, graph: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        answers = session.run(outputs, feeds)
+    # ONNX Runtime's errors have no common base below Exception.
+    except Exception as error:
+        raise SamCallError(f"ONNX Runtime failed in {graph}: {str(error).strip() or type(error).__name__}") from error
+    broken = [name for name, answer in zip(outputs, answers, strict=True) if not np.isfinite(answer).all()]
+    if broken:
+        raise SamCallError(f"Expected finite numbers of {graph}. Received: NaN or infinity in {', '.join(broken)}.")
+    return answers
 
 
 def pictures_a_run(manifest: Manifest, provider: str) -> int:

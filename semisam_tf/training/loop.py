@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from semisam_tf.atomic import replacing, sweep, write_json
+from semisam_tf.atomic import replacing, require_room, sweep, write_json
 from semisam_tf.config import Config, validate
 from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.batches import Prefetcher, TwoStream
@@ -118,16 +118,21 @@ def train_once(config: Config) -> dict[str, Any]:
         oracle = None
         if config.oracle_prompts:
             oracle = OraclePrompts.load(config, split.unlabelled, ledger, **grid_of(config))
+        facts["scans"] = {volume.case_id: volume.content for volume in [*labelled, *unlabelled]}
+        record.check_same_scans(config, facts["scans"])
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
         channels = labelled[0].image.shape[-1]
+        if sessions and config.sam_channel >= channels:
+            raise OptionError(f"--sam_channel: expected less than the scans' {channels} channels.")
         orientation = common_axis_code([*labelled, *unlabelled])
         if orientation is None:
             logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
         record.write(config, channels, facts, orientation, ledger.mark())
         training = Training.build(config, channels, labelled, unlabelled, sessions, oracle)
         training.restore()
+        training.require_room()
         stream = TwoStream(
             labelled,
             unlabelled,
@@ -213,6 +218,8 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
 def _finish(training: Training, ledger: LabelLedger) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
     for name, model in training.networks().items():
+        # Keras writes HDF5, which takes the process down with it on a full disk.
+        require_room(workdir, 2 * model.count_params() * 4 + 2**20)
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
     result = training.result() | {"label_ledger": ledger.mark()}

@@ -46,6 +46,10 @@ def build_discriminator_optimizer(config: Config) -> keras.optimizers.Optimizer:
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
     """The optimiser that `config.optimizer` names."""
+    # The names that Keras gives to the first of a process. A second one's would be others, and a checkpoint's names
+    # are to be those of any process that goes on with it.
     if config.optimizer == "sgd":
-        return MomentumL2(config.learning_rate, config.momentum, config.weight_decay)
-    return keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0)
+        return MomentumL2(config.learning_rate, config.momentum, config.weight_decay, name="momentum_l2")
+    return keras.optimizers.AdamW(
+        config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0, name="adam_w"
+    )

@@ -14,9 +14,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from semisam_tf.atomic import replacing
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
+from semisam_tf.data.hdf5 import replacing_h5
 from semisam_tf.data.itk import write_image
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
@@ -55,7 +55,7 @@ def write_target(
         scores: The numbers it was judged by, kept as the attribute `scores`, JSON.
     """
     target = as_bytes(probs, weight)
-    with replacing(target_path(folder, case_id)) as temporary, h5py.File(temporary, "w") as file:
+    with replacing_h5(target_path(folder, case_id)) as file:
         file.attrs["scores"] = json.dumps(dict(scores))
         file.create_dataset("probs", data=target.probs, compression="gzip", compression_opts=4)
         file.create_dataset("weight", data=target.weight, compression="gzip", compression_opts=4)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,26 @@ def check_same_run(config: Config, facts: dict[str, Any]) -> None:
         )
 
 
+def check_same_scans(config: Config, scans: Mapping[str, str]) -> None:
+    """Refuses to go on where a scan of the run in the workdir has changed: its batches would be others.
+
+    Args:
+        scans: Case -> `Volume.content`.
+
+    Raises:
+        OptionError: Names the scans.
+    """
+    record = begun(config)
+    # Runs of older versions did not note it.
+    before = {} if record is None else record.get("scans", {})
+    changed = sorted(case for case, content in before.items() if scans.get(case, content) != content)
+    if changed:
+        raise OptionError(
+            f"{config.workdir} holds a run that began with other scans under the same names: {', '.join(changed)}. "
+            "Put back what they were, or choose another --workdir."
+        )
+
+
 def write(
     config: Config,
     channels: int,
@@ -79,7 +99,8 @@ def write(
 
     Args:
         channels: Image channels; with the settings, all that is needed to build the network again.
-        facts: "labelled", "unlabelled": case names as used; "sam_sha256": files of the SAM export, or None.
+        facts: "labelled", "unlabelled": case names as used; "sam_sha256": files of the SAM export, or None; "scans":
+            case -> sha256 of its content.
         orientation: Axis code that all training scans share, such as "RAS": `predict` turns scans to it. None where
             they differ or a file stores none: then nobody knows, and scans are taken in the order of their files.
         label_ledger: `LabelLedger.mark` after the scans are loaded: which openings of labels the run rests on.

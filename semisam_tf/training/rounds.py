@@ -20,6 +20,7 @@ from semisam_tf.inference.predictor import Predictor, load_predictor
 from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
+from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
 from semisam_tf.training.pseudolabels import target_path, write_target
@@ -107,6 +108,9 @@ def make_target(
     predicted = predictor.probs(volume.image)
     said = SamTarget.silent(predicted.shape)
     if ensemble is not None:
-        said = ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
+        try:
+            said = ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
+        except SamCallError as error:
+            logging.warning("SAM failed on %s; its target is made without SAM: %s", volume.case_id, error)
     probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
     write_target(folder, volume.case_id, probs, weight, said.scores)

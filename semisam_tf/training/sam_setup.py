@@ -23,7 +23,10 @@ _SLICE_FLAGS = ("sam_axis", "sam_margin_vox", "sam_slice_step", "sam_max_slices"
 
 
 def sam_sessions(config: Config) -> list[SamSession]:
-    """Opens each SAM, so that a wrong folder, provider, trust or kind of prompt is said before any scan is read."""
+    """Opens each SAM, so that a wrong folder, provider, trust or kind of prompt is said before any scan is read.
+
+    All graphs are run once: SAM's turn may come hours later.
+    """
     if config.sam_mode == "off":
         return []
     parse(config.sam_trust)
@@ -32,7 +35,7 @@ def sam_sessions(config: Config) -> list[SamSession]:
         SamSession(folder, providers=providers, allow_cpu=config.sam_allow_cpu) for folder in config.sam_folders()
     ]
     for session in sessions:
-        prompt_kinds(session.manifest, config.sam_prompts)
+        session.try_out(prompt_kinds(session.manifest, config.sam_prompts))
     return sessions
 
 

@@ -2,6 +2,8 @@
 
 online: SAM sees the batch's crops, as published.
 cached: SAM sees whole scans in their own frame; a scan's target is kept, and cut, turned and flipped with the image.
+
+Where a call of SAM fails, the crop, or the scan until its next visit, has weight 0, and the run goes on.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ from semisam_tf.data.batches import Batch
 from semisam_tf.data.volumes import Volume
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
+from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.targets import Target, as_bytes, cut
+
+# A SAM that fails so often without an answer in between is broken, and hours of training without it are wasted.
+MOST_FAILURES = 10
 
 
 class SamTeaching:
@@ -52,9 +58,10 @@ class SamTeaching:
         # Told of each target of a whole scan: case, the probs [X, Y, Z, K] that prompted it, target.
         self.on_target: Callable[[str, np.ndarray, SamTarget], None] | None = None
         self.totals = {
-            "targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0, "prompts_decoded": 0,
-            "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
+            "targets": 0, "failed_targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0,
+            "prompts_decoded": 0, "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
         }  # fmt: skip
+        self.failures_in_a_row = 0
 
     def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """SAM's say on the unlabelled items of `batch` at 0-based `step`; zeros before `sam_start_step`.
@@ -90,36 +97,67 @@ class SamTeaching:
             x, y, z = self.volumes[batch.case_ids[first + item]].spacing_mm
             # Quarter turns in the plane change the two axes over.
             spacing_mm = (y, x, z) if batch.transforms[first + item].turns % 2 else (x, y, z)
-            target = self.sam.target(image, predicted, rng=rng, spacing_mm=spacing_mm)
-            probs[item], weight[item] = self._fused(target, predicted)
-            self.totals["targets"] += 1
+            target = self._asked(batch.case_ids[first + item], image, predicted, rng=rng, spacing_mm=spacing_mm)
+            if target is not None:
+                probs[item], weight[item] = self._fused(target, predicted)
 
     def _cached(self, batch: Batch, probs: np.ndarray, weight: np.ndarray) -> None:
         first = len(batch.labels)
         for item, (case_id, transform) in enumerate(zip(batch.case_ids[first:], batch.transforms[first:], strict=True)):
             visit = self.visits.get(case_id, 0)
-            if visit % self.config.sam_refresh_visits == 0:
+            if visit % self.config.sam_refresh_visits == 0 or case_id not in self.kept:
                 self._refresh(case_id)
             self.visits[case_id] = visit + 1
-            probs[item], weight[item] = cut(self.kept[case_id], transform)
+            if case_id in self.kept:
+                probs[item], weight[item] = cut(self.kept[case_id], transform)
 
     def _refresh(self, case_id: str) -> None:
         volume = self.volumes[case_id]
         predicted = self.volume_probs(volume.image) if self.oracle is None else self.oracle.scan_probs(case_id)
-        target = self.sam.target(volume.image, predicted, key=case_id, spacing_mm=volume.spacing_mm)
+        target = self._asked(case_id, volume.image, predicted, key=case_id, spacing_mm=volume.spacing_mm)
+        if target is None:
+            self.kept.pop(case_id, None)
+            return
         # The first targets take seconds each, so the steps' own progress lines would be long in coming.
         logging.log_every_n_seconds(
             logging.INFO, "SAM: %s, %.0f prompts in %.0f views, Dice %.3f with the prediction; target %d", 15,
             case_id, target.scores["prompts"], target.scores["slices_prompted"], target.scores["agreement"],
-            self.totals["targets"] + 1,
+            self.totals["targets"],
         )  # fmt: skip
         self.kept[case_id] = as_bytes(*self._fused(target, predicted))
-        self.totals["targets"] += 1
         if self.on_target is not None:
             self.on_target(case_id, predicted, target)
 
     def _fused(self, target: SamTarget, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return fuse(target, predicted, self.config.sam_fusion, self.config.sam_smoothing_vox)
+
+    def _asked(self, case_id: str, image: np.ndarray, predicted: np.ndarray, **about: Any) -> SamTarget | None:
+        """The branch's target; None, counted and logged, where a call of SAM failed.
+
+        Raises:
+            RuntimeError: So many targets failed in a row that SAM is broken.
+        """
+        try:
+            target = self.sam.target(image, predicted, **about)
+        except SamCallError as error:
+            self.totals["failed_targets"] += 1
+            self.failures_in_a_row += 1
+            if self.failures_in_a_row >= MOST_FAILURES:
+                raise RuntimeError(
+                    f"Expected answers from SAM in {self.config.sam_dir}. Received: {self.failures_in_a_row} "
+                    f"failures in a row, the last for {case_id}: {error}. Mend that, or train with --sam_mode=off in "
+                    "another --workdir; the same command again goes on from the last checkpoint."
+                ) from error
+            logging.warning(
+                "SAM failed on %s, which has weight 0 until SAM answers (%d in a row, %d in all): %s",
+                case_id, self.failures_in_a_row, self.totals["failed_targets"], error,
+            )  # fmt: skip
+            return None
+        # A target without prompts took no call.
+        if target.scores["prompts"]:
+            self.failures_in_a_row = 0
+        self.totals["targets"] += 1
+        return target
 
     def summary(self) -> dict[str, float]:
         """Calls and seconds so far, share of the unlabelled voxels that SAM taught, and the mean weight of those.
@@ -140,10 +178,13 @@ class SamTeaching:
             for case_id, target in self.kept.items()
             for kind, array in target._asdict().items()
         }
-        return arrays, {"visits": self.visits, "totals": self.totals}
+        state = {"visits": self.visits, "totals": self.totals, "failures_in_a_row": self.failures_in_a_row}
+        return arrays, state
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Takes over what `state` returned."""
-        self.visits, self.totals = dict(state["visits"]), dict(state["totals"])
+        # Checkpoints of older versions count no failures.
+        self.visits, self.totals = dict(state["visits"]), self.totals | state["totals"]
+        self.failures_in_a_row = state.get("failures_in_a_row", 0)
         cases = [name.removeprefix("probs/") for name in arrays if name.startswith("probs/")]
         self.kept = {case: Target(arrays[f"probs/{case}"], arrays[f"weight/{case}"]) for case in cases}

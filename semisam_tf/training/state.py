@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,11 @@ class Training:
         checkpoint.save(Path(self.config.workdir) / "checkpoints", self.step, arrays, state)
 
     def restore(self) -> None:
-        """Goes on from the newest checkpoint of the workdir, if there is one."""
+        """Goes on from the newest checkpoint of the workdir that is not damaged, if there is one.
+
+        Raises:
+            ValueError: All are damaged, or of another network.
+        """
         found = checkpoint.load_latest(Path(self.config.workdir) / "checkpoints")
         if found is None:
             return
@@ -114,6 +119,15 @@ class Training:
         if self.sam is not None:
             self.sam.restore(arrays.get("sam", {}), state["sam"])
         logging.info("Resuming %s at step %d.", self.config.workdir, self.step)
+
+    def require_room(self) -> None:
+        """Raises OSError unless the workdir's disk has room for the networks' and optimiser's share of what will come.
+
+        SAM's targets and embeddings are not counted: how many there will be depends on the predictions.
+        """
+        variables = [*self.student.variables, *self.teacher.variables, *self.optimizer.variables]
+        count = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
+        checkpoint.require_room(Path(self.config.workdir) / "checkpoints", count)
 
     def take_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on `batch`; `step` counts on. Returns the loss terms."""

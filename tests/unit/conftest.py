@@ -1,6 +1,8 @@
-"""Benchmarks and what tests share are scripts, not packages: they are loaded by path."""
+"""Benchmarks and what tests share are scripts, not packages: they are loaded by path. And a disk that is full."""
 
+import contextlib
 import importlib.util
+import resource
 import runpy
 import sys
 from types import SimpleNamespace
@@ -13,6 +15,25 @@ from absl import flags
 def runs(repo_root):
     """`tests/serving_run.py`."""
     return SimpleNamespace(**runpy.run_path(str(repo_root / "tests" / "serving_run.py")))
+
+
+@pytest.fixture
+def files_of_a_page():
+    """A context in which no file may grow beyond a page: to this process a full disk, with another errno.
+
+    For a test's inmost lines: pytest's own output may be a file, too.
+    """
+
+    @contextlib.contextmanager
+    def limited():
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited
 
 
 @pytest.fixture

@@ -7,6 +7,20 @@ import pytest
 from semisam_tf.atomic import replacing, sweep, write_json
 
 
+def test_a_full_disk_is_named_and_the_old_file_kept(tmp_path, files_of_a_page):
+    path = tmp_path / "result.json"
+    write_json(path, {"dice": 0.5})
+    with pytest.raises(OSError, match=rf"Expected room for {path}; free some.*\d+ bytes free"), files_of_a_page():
+        write_json(path, {"dice": [0.5] * 4096})
+    assert json.loads(path.read_text()) == {"dice": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_block_s_own_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"), replacing(tmp_path / "a"):
+        (tmp_path / "absent").read_bytes()
+
+
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, {"dice": 0.5})

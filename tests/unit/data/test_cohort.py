@@ -107,3 +107,25 @@ def test_real_scans_at_half_resolution(la_dir: Path) -> None:
         assert scan.size[2] == 44
         assert scan.spacing_mm[2] == 1.25
         assert 0.01 < scan.label.mean() < 0.2
+
+
+def test_content_follows_what_is_read_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "one", "a", 1)
+    write(tmp_path / "two", "a", 2)
+    coarse = Preprocessing(training_spacing_mm=(2, 2, 2))
+    plain, resampled = (load(tmp_path / "one", ["a"], False, preprocessing=p)[0] for p in (Preprocessing(), coarse))
+    assert plain.content == resampled.content
+    assert load(tmp_path / "two", ["a"], False)[0].content == plain.content
+    labelled = [load(tmp_path / copy, ["a"], True)[0].content for copy in ("one", "two")]
+    spaced = load(tmp_path / "one", ["a"], False, default_spacing_mm=(1.0, 1.0, 2.0))[0].content
+    assert len({plain.content, spaced, *labelled}) == 4
+    with h5py.File(tmp_path / "one" / "a" / "mri_norm2.h5", "r+") as file:
+        file["image"][1, 2, 3] += np.float32(1e-3)
+    assert load(tmp_path / "one", ["a"], False)[0].content != plain.content
+
+
+def test_a_missing_case_is_said_before_any_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "a", 0)
+    (tmp_path / "a" / "mri_norm2.h5").write_bytes(b"unreadable")
+    with pytest.raises(FileNotFoundError, match="'z'"):
+        load(tmp_path, ["a", "z"], True)

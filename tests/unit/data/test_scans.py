@@ -181,3 +181,12 @@ def test_files_without_orientation_are_known_as_such(tmp_path):
     data[252:256] = bytes(4)
     path.write_bytes(data)
     assert not load_scan(find_scans(path)[0]).has_orientation
+
+
+def test_the_name_of_a_linked_folder_is_the_link_s(tmp_path):
+    for name in ("1", "2"):
+        write(tmp_path / "store" / name / "scan" / "image.nii.gz")
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"patient{name}").symlink_to(tmp_path / "store" / name / "scan")
+    assert [scan.scan_id for scan in find_scans(tmp_path / "data")] == ["patient1", "patient2"]
+    assert [scan.scan_id for scan in find_scans(tmp_path / "data" / "patient1" / ".")] == ["patient1"]

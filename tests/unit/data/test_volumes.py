@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from semisam_tf.data.itk import write_image
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import (
     CaseFiles,
@@ -131,10 +133,46 @@ def test_case_names_with_dots_are_not_cut(tmp_path: Path) -> None:
     assert find_case(tmp_path, "p.1").image.name == "p.1.nii.gz"
 
 
-@pytest.mark.parametrize("case_id", ["../x", "a/../../x", "/etc/x", "..", "", "C:\\x", "a\\..\\..\\x"])
+@pytest.mark.parametrize(
+    "case_id",
+    [
+        "../x",
+        "a/../../x",
+        "a/..",
+        "/etc/x",
+        "..",
+        "",
+        " ",
+        ".",
+        "./",
+        "C:\\x",
+        "c:x",
+        "a\\..\\..\\x",
+        "\\x",
+        "\\\\host\\x",
+    ],
+)
 def test_case_names_that_leave_the_folder_are_refused(tmp_path: Path, case_id: str) -> None:
     with pytest.raises(ValueError, match="inside the data folder"):
         find_case(tmp_path / "data", case_id)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """Of folders and of files, in every layout: that is how people put cohorts together."""
+    store, data = tmp_path / "store", tmp_path / "data"
+    values = {name: np.full((4, 4, 4), number, np.float32) for number, name in enumerate("abc")}
+    write_h5(store / "a1", image=values["a"])
+    for name, layout in (("b", "image.nii.gz"), ("c", "c2.nii.gz")):
+        write_image(store / layout, values[name], (1, 1, 1), np.eye(4))
+    (data / "b").mkdir(parents=True)
+    (data / "images").mkdir()
+    (data / "a").symlink_to(store / "a1")
+    (data / "b" / "image.nii.gz").symlink_to("../../store/image.nii.gz")
+    (data / "images" / "c.nii.gz").symlink_to(store / "c2.nii.gz")
+    for name, expected in values.items():
+        volume = load_volume(find_case(data, name), with_label=False, default_spacing_mm=(1, 1, 1))
+        assert volume.case_id == name
+        np.testing.assert_array_equal(volume.image[..., 0], expected)
 
 
 def test_missing_case_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -209,9 +247,9 @@ def test_whole_valued_float_labels_are_taken(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded, label)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_images_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
-    image = np.zeros((3, 3, 3), np.float32)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_images_that_are_not_finite_in_float32_are_refused(tmp_path: Path, bad: float) -> None:
+    image = np.zeros((3, 3, 3), np.float64)
     image[1, 1, 1] = bad
     path = write_h5(tmp_path / "a", image=image)
     with pytest.raises(ValueError, match=r"finite.* 1 voxels") as raised:
@@ -260,6 +298,20 @@ def test_a_saved_mask_lies_where_its_scan_lies(tmp_path: Path) -> None:
     assert sitk.GetArrayFromImage(image).sum() == 1
     lps = image.TransformIndexToPhysicalPoint((3, 1, 2))
     np.testing.assert_allclose((-lps[0], -lps[1], lps[2]), (scan.affine @ (3, 1, 2, 1))[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_mask_that_does_not_fit_on_the_disk_is_an_error_and_leaves_no_file(
+    tmp_path: Path, files_of_a_page: Callable, suffix: str
+) -> None:
+    """ITK cuts a NIfTI file without a word."""
+    path = tmp_path / f"mask{suffix}"
+    mask = np.random.default_rng(0).integers(0, 255, (30, 30, 30)).astype(np.uint8)
+    write_image(path, mask[:2], (1, 1, 1), np.eye(4))
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=f"Expected room for {path}"), files_of_a_page():
+        write_image(path, mask, (1, 1, 1), np.eye(4))
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(path.name, before)]
 
 
 def test_a_mask_of_another_grid_or_format_is_refused(tmp_path: Path) -> None:

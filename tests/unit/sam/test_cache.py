@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -104,13 +105,51 @@ def test_a_good_file_is_opened_without_a_word(tmp_path: Path, caplog: pytest.Log
     assert caplog.text == ""
 
 
-def test_full_disk_is_an_error_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["embedding", "checksum"])
+def test_damaged_view_is_encoded_again_with_a_warning_and_the_others_are_kept(
+    tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
     stored = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100, 100, 0))
-    with pytest.raises(RuntimeError, match=r"--sam_cache_dir.*0 bytes free"):
+    stored.write([0, 1, 2], embeddings(3))
+    data = bytearray(stored.path.read_bytes())
+    position = data.index(embeddings(3)[1].tobytes()) + 5 if part == "embedding" else 4096 + 8
+    data[position] ^= 1
+    stored.path.write_bytes(data)
+    again = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
+    assert again.missing([0, 1, 2]) == [1]
+    assert f"view 1 of {stored.path}" in caplog.text
+    with pytest.raises(ValueError, match=r"Received: \[1\]"):
+        again.read([0, 1])
+    again.write([1], embeddings(3)[1:2])
+    np.testing.assert_array_equal(
+        EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE).read(range(3)), embeddings(3)
+    )
+
+
+def test_file_cut_while_it_is_open_is_no_crash(tmp_path: Path) -> None:
+    stored = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
+    stored.write([0, 2], embeddings(2) + np.float16(1))
+    again = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
+    os.truncate(stored.path, 2 * 4096 + 10)
+    assert again.missing([0, 2]) == [0, 2]
+
+
+def test_full_disk_is_an_error_not_a_crash(tmp_path: Path, files_of_a_page: Callable) -> None:
+    stored = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
+    with (
+        pytest.raises(OSError, match=r"Expected room for .*case-.*bytes free.*--sam_cache_dir"),
+        files_of_a_page(),
+    ):
         stored.write([0], embeddings(1))
     assert stored.missing([0]) == [0]
+
+
+def test_folder_that_cannot_be_written_is_refused_at_once() -> None:
+    # Nobody can make a file there, root neither.
+    with pytest.raises(OSError, match=r"--sam_cache_dir\. Received: /proc/self"):
+        EmbeddingCache("/proc/self/embeddings")
+    with pytest.raises(OSError, match=r"--sam_cache_dir\. Received: /proc/self"):
+        EmbeddingCache("/proc/self")
 
 
 _WRITER = """
@@ -143,13 +182,12 @@ def test_killed_writer_leaves_only_whole_embeddings(tmp_path: Path, repo_root: P
 
 def test_flag_is_set_after_the_embedding_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE)
-    real = np.memmap.flush
 
-    def dies_at_the_first_flush(self: np.memmap) -> None:
+    def dies_at_the_first_sync(file: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np.memmap, "flush", dies_at_the_first_flush)
-    with pytest.raises(KeyboardInterrupt):
-        stored.write([1], embeddings(1))
-    monkeypatch.setattr(np.memmap, "flush", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", dies_at_the_first_sync)
+        with pytest.raises(KeyboardInterrupt):
+            stored.write([1], embeddings(1))
     assert EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE).missing([1]) == [1]

@@ -13,7 +13,7 @@ import pytest
 
 from semisam_tf.sam.decoder_inputs import Prompts
 from semisam_tf.sam.manifest import Manifest, Scaling, Tensor
-from semisam_tf.sam.session import CPU, CUDA, SamSession, pictures_a_run
+from semisam_tf.sam.session import CPU, CUDA, SamCallError, SamSession, pictures_a_run
 
 
 def test_encoder_sees_the_picture_in_every_channel(session: SamSession) -> None:
@@ -103,6 +103,25 @@ def test_pictures_a_run(size: tuple[int, ...], batch: int | str, provider: str, 
     assert pictures_a_run(manifest, provider) == expected
 
 
+def test_a_failed_run_is_an_error_of_its_own_and_the_next_one_is_as_ever(
+    tmp_path: Path, write_double: Callable[..., Manifest]
+) -> None:
+    write_double(tmp_path, fails_above=0.5)
+    session = SamSession(tmp_path)
+    with pytest.raises(SamCallError, match=r"ONNX Runtime failed in encoder\.onnx: .*out of data bounds"):
+        session.encode(np.full((1, 16, 16), 0.75, np.float32))
+    np.testing.assert_allclose(session.encode(np.full((1, 16, 16), 0.25, np.float32)), 0.25)
+    assert session.counts()["encoder_calls"] == 1
+
+
+def test_answers_that_are_not_finite_are_failed_runs(session: SamSession) -> None:
+    with pytest.raises(SamCallError, match=r"encoder\.onnx\. Received: NaN or infinity in embeddings"):
+        session.encode(np.full((1, 16, 16), np.nan, np.float32))
+    box = Prompts(boxes=np.array([[[3, 2], [4, 5]]]))
+    with pytest.raises(SamCallError, match=r"decoder\.onnx\. Received: NaN or infinity in logits"):
+        session.decode(np.full((1, 3, 4, 4), np.nan, np.float32), box)
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 17), (1, 16), (1, 16, 16, 16)])
 def test_picture_that_does_not_fit_is_refused(session: SamSession, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"Expected pictures \[N, 16, 16\] or smaller.*Received: shape=\(1, 16"):
@@ -153,3 +172,22 @@ def test_absent_onnxruntime_names_the_extras(double_dir: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeError, match=r"semisam-tf\[cpu\].*semisam-tf\[gpu\]"):
         SamSession(double_dir)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dims", "kinds"),
+    [("box", 2, ["box"]), ("mask", 2, ["mask"]), ("sam", 2, ["box", "point", "mask"]), ("sam", 3, ["point"])],
+)
+def test_both_graphs_are_tried_out(
+    tmp_path: Path, write_double: Callable[..., Manifest], prompt: str, dims: int, kinds: list[str]
+) -> None:
+    write_double(tmp_path, prompt=prompt, dims=dims)
+    session = SamSession(tmp_path)
+    session.try_out(kinds)
+    assert session.counts() == {"encoder_calls": 1, "slices_encoded": 1, "decoder_calls": 1, "prompts_decoded": 1}
+
+
+def test_a_graph_that_cannot_run_fails_when_tried_out(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
+    write_double(tmp_path, fails_above=-1.0)
+    with pytest.raises(SamCallError, match=r"encoder\.onnx"):
+        SamSession(tmp_path).try_out(["box"])

@@ -82,3 +82,14 @@ def test_resuming_keeps_the_first_record_and_adds_to_it(started, tmp_path):
     assert [set(session) for session in resumed] == [
         {"command", "git_commit", "semisam_tf", "python", "versions", "label_ledger"}
     ]
+
+
+def test_scans_that_changed_are_refused_and_older_runs_did_not_note_them(config, started, tmp_path):
+    path = tmp_path / "run" / "run.json"
+    record.check_same_scans(started, {"a": "2"})
+    older = json.loads(path.read_text())
+    path.write_text(json.dumps(older | {"scans": {"a": "1", "b": "1", "c": "1"}}))
+    record.check_same_scans(started, {"a": "1", "b": "1", "c": "1"})
+    with pytest.raises(OptionError, match=r"other scans under the same names: a, c\."):
+        record.check_same_scans(started, {"a": "2", "b": "1", "c": "0"})
+    record.check_same_scans(dataclasses.replace(config, workdir=str(tmp_path / "fresh")), {"a": "2"})

@@ -9,8 +9,9 @@ from semisam_tf.config import Config
 from semisam_tf.data.augment import AugmentConfig
 from semisam_tf.data.batches import TwoStream
 from semisam_tf.data.volumes import Volume
+from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
-from semisam_tf.training.sam_teaching import SamTeaching
+from semisam_tf.training.sam_teaching import MOST_FAILURES, SamTeaching
 
 CONFIG = Config(sam_mode="cached", sam_dir="s", n_classes=3, sam_refresh_visits=2)
 SIZE = (20, 18, 16)
@@ -32,9 +33,12 @@ class Branch:
 
     def __init__(self):
         self.session, self.keys, self.spacings = Session(), [], []
+        self.broken = set()  # numbers of the calls that fail
 
     def target(self, image, class_probs, key=None, rng=None, spacing_mm=None):
         self.session.calls += 1
+        if self.session.calls in self.broken:
+            raise SamCallError("no memory")
         self.keys.append(key)
         self.spacings.append(spacing_mm)
         classes = image[..., 0].round().astype(int)
@@ -139,3 +143,56 @@ def test_restored_state_goes_on_as_the_old_one(stream, unlabelled):
     assert received.pop("duration_s") > 0
     expected.pop("duration_s")
     assert received == expected
+
+
+@pytest.mark.parametrize("mode", ["cached", "online"])
+def test_a_failed_call_costs_its_scan_the_weight_until_the_next_visit_and_nothing_else(
+    mode, stream, unlabelled, caplog
+):
+    sam = teaching(dataclasses.replace(CONFIG, sam_mode=mode), unlabelled)
+    sam.branch.broken = {2}  # of the first batch, the second unlabelled item
+    batch = stream.batch(0)
+    probs, weight = sam.targets(0, batch)
+    np.testing.assert_allclose(weight[0], 0.6 * (batch.images[1, ..., 0] > 0), rtol=1e-6)
+    assert probs[1].sum() == weight[1].sum() == 0
+    assert f"SAM failed on {batch.case_ids[2]}" in caplog.text
+    assert "no memory" in caplog.text
+    restored = teaching(sam.config, unlabelled)
+    restored.restore(*sam.state())
+    for resumed in (sam, restored):
+        weight = resumed.targets(1, stream.batch(1))[1]
+        np.testing.assert_allclose(weight, 0.6 * (stream.batch(1).images[1:, ..., 0] > 0), rtol=1e-6)
+        assert resumed.summary()["failed_targets"] == 1
+
+
+def test_a_failed_refresh_forgets_the_old_target(stream, unlabelled):
+    sam = teaching(CONFIG, unlabelled)
+    sam.branch.broken = {3}  # visits 0 and 1 of both scans take two calls
+    for t in range(2):
+        assert sam.targets(t, stream.batch(t))[1][0].any()
+    assert not sam.targets(2, stream.batch(2))[1][0].any()
+
+
+def test_a_sam_that_only_fails_ends_the_run(stream, unlabelled):
+    sam = teaching(CONFIG, unlabelled)
+    sam.branch.broken = set(range(100))
+    for t in range(MOST_FAILURES // 2 - 1):
+        sam.targets(t, stream.batch(t))
+    with pytest.raises(RuntimeError, match=f"in s\\..*{MOST_FAILURES} failures in a row.*no memory.*last checkpoint"):
+        sam.targets(9, stream.batch(9))
+
+
+def test_an_answer_between_failures_starts_the_count_anew(stream, unlabelled):
+    sam = teaching(dataclasses.replace(CONFIG, sam_mode="online"), unlabelled)
+    sam.branch.broken = set(range(100)) - {MOST_FAILURES, 2 * MOST_FAILURES}
+    for t in range(MOST_FAILURES):
+        sam.targets(t, stream.batch(t))
+    assert sam.summary()["failed_targets"] == 2 * MOST_FAILURES - 2
+
+
+def test_checkpoints_without_a_count_of_failures_are_taken(stream, unlabelled):
+    sam = teaching(CONFIG, unlabelled)
+    arrays, state = sam.state()
+    older = {"visits": state["visits"], "totals": {k: v for k, v in state["totals"].items() if k != "failed_targets"}}
+    sam.restore(arrays, older)
+    assert sam.summary()["failed_targets"] == 0
