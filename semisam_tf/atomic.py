@@ -1,11 +1,12 @@
-"""Files that are whole or absent: written under a temporary name beside their own, then renamed."""
+"""Files that are whole or absent: written under a temporary name beside their own, then renamed. Folders of one owner."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,38 @@ def sweep(folder: str | os.PathLike[str]) -> None:
     """Removes what killed processes left in `folder`. Only for its single owner: it asks nobody whether they live."""
     for left_over in Path(folder).glob(f"{_PARTIAL}*"):
         left_over.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, flag: str) -> Iterator[None]:
+    """Holds `folder` (made if absent) for this process. The kernel drops the lock when the process dies, however it dies.
+
+    Args:
+        flag: The flag that named the folder, for the message.
+
+    Raises:
+        RuntimeError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise RuntimeError(
+                f"{folder} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or choose "
+                f"another {flag}."
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """Writes text, a line each."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from semisam_tf import atomic
 from semisam_tf.atomic import replacing
 
 Arrays = dict[str, dict[str, np.ndarray]]
 _NAME = re.compile(r"step_(\d{8})\.h5$")
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds `workdir` for this process. The kernel drops the lock when the process dies, however it dies.
+def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds `workdir` for this process, however it ends.
 
     Raises:
         RuntimeError: Another process trains there.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise RuntimeError(
-                f"{workdir} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or choose "
-                "another --workdir."
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+    return atomic.locked(workdir, "--workdir")
 
 
 def save(folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], keep: int = 2) -> Path:
