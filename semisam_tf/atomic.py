@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside their own, then renamed. Folders of one owner."""
+"""Files that are whole or absent: written under a temporary name, then renamed. Folders with one owner."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, flag: str) -> Iterator[None]:
-    """Holds `folder` (made if absent) for this process. The kernel drops the lock when the process dies, however it dies.
+    """Holds `folder`, made if absent, for this process. The kernel drops the lock when it dies, however it dies.
 
     Args:
         flag: The flag that named the folder, for the message.

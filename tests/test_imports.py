@@ -18,7 +18,16 @@ import pytest
 
 # Imports point to a lower rank or stay in their room. A module at the top of semisam_tf is a base module, below all
 # rooms, or an entry point, above them: a program with `if __name__ == "__main__"`.
-ROOM_RANKS = {"data": 1, "models": 1, "sam": 1, "semi": 1, "inference": 2, "serving": 3, "training": 3}
+ROOM_RANKS = {
+    "data": 1,
+    "models": 1,
+    "sam": 1,
+    "semi": 1,
+    "inference": 2,
+    "preparation": 3,
+    "serving": 3,
+    "training": 3,
+}
 BASE_MODULES = {"__init__", "atomic", "config", "flavour", "geometry", "options"}
 BASE_RANK, ENTRY_POINT_RANK, UNKNOWN_RANK = 0, 4, -1
 
@@ -54,6 +63,7 @@ ALLOWED = {
 FORBIDDEN = {
     "semisam_tf/": TORCH | {"export", "tests"},
     "semisam_tf/data/": TENSORFLOW,
+    "semisam_tf/preparation/": TENSORFLOW,
     "export/": TENSORFLOW | {"tests"},
     "tests/": TORCH | {"export"},
     "tests/export/": TENSORFLOW,

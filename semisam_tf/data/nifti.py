@@ -1,21 +1,39 @@
-"""Whether a NIfTI file is whole. ITK fills what is missing from a cut file with whatever lies in memory."""
+"""Whether a NIfTI file is whole and holds numbers only.
+
+ITK fills what is missing from a cut file with whatever lies in memory, and reads NaN and infinity as 0.
+"""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import os
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+# Data type codes of floats; the whole numbers cannot hold anything else.
+_FLOATS = {16: "f4", 64: "f8"}
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """What a header says: first byte of the voxels, first byte behind them, and their type if they are floats."""
+
+    start: int
+    end: int
+    floats: np.dtype | None
 
 
 def check_complete(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError, naming the file, unless it holds all the voxels that its header announces.
+    """Raises ValueError, naming the file, unless it holds all the voxels that its header announces, all of them finite.
 
     A compressed file is read to its end, which also verifies its checksum.
     """
@@ -26,29 +44,42 @@ def check_complete(path: str | os.PathLike[str]) -> None:
             plain.seek(0)
             if compressed:
                 with gzip.GzipFile(fileobj=plain) as stream:
-                    header, found = _header_and_size(stream)  # type: ignore[arg-type]
+                    announced, found, bad = _read(stream)  # type: ignore[arg-type]
             else:
-                header, found = _header_and_size(plain)
-        expected = _announced_bytes(header)
+                announced, found, bad = _read(plain)
     except (EOFError, OSError, zlib.error, struct.error) as error:
         raise ValueError(f"Expected a whole NIfTI file: {path} is truncated or damaged ({error}).") from error
-    if found < expected:
+    if found < announced.end:
         raise ValueError(
             f"Expected a whole NIfTI file: {path} is truncated. Received: {found} bytes, where its header announces "
-            f"{expected}."
+            f"{announced.end}."
+        )
+    if bad:
+        raise ValueError(
+            f"Expected finite values in {path}. Received: {bad} voxels that are NaN or infinite; repair the file or "
+            "leave it out."
         )
 
 
-def _header_and_size(stream: BinaryIO) -> tuple[bytes, int]:
+def _read(stream: BinaryIO) -> tuple[_Announced, int, int]:
+    """What the header announces, the bytes there are, and the voxels that are not finite."""
     header = stream.read(_HEADER_BYTES)
-    size = len(header)
-    while block := stream.read(1 << 20):
+    announced = _announced(header)
+    size = bad = 0
+    rest = b""
+    for block in itertools.chain([header], iter(lambda: stream.read(1 << 20), b"")):
+        if announced.floats is not None:
+            voxels = rest + block[max(0, announced.start - size) : max(0, announced.end - size)]
+            whole = len(voxels) // announced.floats.itemsize
+            values = np.frombuffer(voxels, announced.floats, whole)
+            bad += whole - int(np.count_nonzero(np.isfinite(values)))
+            rest = voxels[whole * announced.floats.itemsize :]
         size += len(block)
-    return header, size
+    return announced, size, bad
 
 
-def _announced_bytes(header: bytes) -> int:
-    """Bytes from the start of the file to the end of the last voxel.
+def _announced(header: bytes) -> _Announced:
+    """Where the voxels begin and end in the file.
 
     Reference: nifti1.h and nifti2.h of the NIfTI Data Format Working Group.
     """
@@ -56,15 +87,17 @@ def _announced_bytes(header: bytes) -> int:
         header_size = struct.unpack_from(f"{order}i", header, 0)[0]
         if header_size == 348:
             dim = struct.unpack_from(f"{order}8h", header, 40)
-            bits = struct.unpack_from(f"{order}h", header, 72)[0]
+            code, bits = struct.unpack_from(f"{order}2h", header, 70)
             offset = struct.unpack_from(f"{order}f", header, 108)[0]
         elif header_size == 540:
             dim = struct.unpack_from(f"{order}8q", header, 16)
-            bits = struct.unpack_from(f"{order}h", header, 14)[0]
+            code, bits = struct.unpack_from(f"{order}2h", header, 12)
             offset = struct.unpack_from(f"{order}q", header, 168)[0]
         else:
             continue
         if not 1 <= dim[0] <= 7:
             raise OSError(f"its header announces {dim[0]} axes")
-        return int(offset) + math.prod(max(1, n) for n in dim[1 : dim[0] + 1]) * bits // 8
+        end = int(offset) + math.prod(max(1, n) for n in dim[1 : dim[0] + 1]) * bits // 8
+        floats = np.dtype(order + _FLOATS[code]) if code in _FLOATS else None
+        return _Announced(int(offset), end, floats)
     raise OSError("it has no NIfTI header")

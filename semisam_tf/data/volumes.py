@@ -162,14 +162,17 @@ def volume_of(case_id: str, stored: Stored, label: np.ndarray | None, path: Path
 
 
 def save_volume_h5(
-    path: str | os.PathLike[str], volume: Volume, attributes: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    volume: Volume,
+    attributes: Mapping[str, str] | None = None,
+    datasets: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes the UA-MT layout (gzip) with `spacing_mm` and, where the scan has one, `affine` as attributes.
 
     The image keeps its dtype, so that whole numbers may be stored as uint8; one channel is written [X, Y, Z].
 
     Args:
-        attributes: Further attributes of the file.
+        attributes, datasets: Further ones, beside those of the layout.
     """
     image = volume.image[..., 0] if volume.image.shape[-1] == 1 else volume.image
     # Bytes of equal significance side by side: floats that came from whole numbers then take far less room.
@@ -183,6 +186,8 @@ def save_volume_h5(
         file.create_dataset("image", data=image, **packed)
         if volume.label is not None:
             file.create_dataset("label", data=volume.label, **packed)
+        for name, values in (datasets or {}).items():
+            file.create_dataset(name, data=values, **packed)
 
 
 def save_mask(path: str | os.PathLike[str], mask: np.ndarray, volume: Volume) -> None:
@@ -258,14 +263,14 @@ def _h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
 def check_same_place(
     size: tuple[int, ...], affine: np.ndarray, label_affine: np.ndarray, image_path: Path, label_path: Path
 ) -> None:
-    """Refuses a label that lies elsewhere in the body: mirrored, shifted or of another spacing, of the same shape."""
+    """Refuses a label or channel that lies elsewhere in the body: mirrored, shifted or of another spacing."""
     corners = np.array([[x, y, z, 1.0] for x in (0, size[0]) for y in (0, size[1]) for z in (0, size[2])])
     apart_mm = np.abs(corners @ (affine - label_affine).T).max()
     tolerance_mm = 0.05 * np.linalg.norm(affine[:3, :3], axis=0).min()
     if apart_mm > tolerance_mm:
         raise ValueError(
             f"Expected {label_path} on the grid of {image_path}. Received: corners up to {apart_mm:.3g} mm apart "
-            "(another origin, spacing or orientation); resample the label to the image, or correct its header."
+            "(another origin, spacing or orientation); resample it to that grid, or correct its header."
         )
 
 
