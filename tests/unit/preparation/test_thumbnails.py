@@ -6,6 +6,7 @@ import pytest
 
 from semisam_tf.data.orientation import axis_code, axis_order
 from semisam_tf.data.volumes import Volume
+from semisam_tf.preparation import thumbnails
 from semisam_tf.preparation.thumbnails import Thumbnail, save_sheets, thumbnail
 
 SIDE = 128
@@ -48,12 +49,13 @@ def test_proportions_are_those_of_the_body():
     assert np.flatnonzero(coronal.max(axis=1)).tolist() == list(range(32, 96))  # 10 mm of 20 mm
 
 
-def test_sheets(tmp_path):
+def test_sheets(tmp_path, monkeypatch):
+    monkeypatch.setattr(thumbnails, "_CASES_A_SHEET", 3)
     (tmp_path / "cases_7.png").touch()
-    cases = [Thumbnail(f"case {i}", np.full((SIDE, 3 * SIDE, 3), i, np.uint8)) for i in range(201)]
+    cases = [Thumbnail(f"case {i}", np.full((SIDE, 3 * SIDE, 3), i, np.uint8)) for i in range(4)]
     paths = save_sheets(tmp_path, cases)
     assert [path.name for path in paths] == ["cases.png", "cases_2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.png", "cases_2.png"]
     second = matplotlib.image.imread(paths[1])
     assert second.shape[:2] == (148, 388)
-    np.testing.assert_allclose(second[40:100, 20:300, :3] * 255, 200, atol=1)
+    np.testing.assert_allclose(second[40:100, 20:300, :3] * 255, 3, atol=1)
