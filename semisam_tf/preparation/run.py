@@ -144,7 +144,9 @@ def _judge(cohort: _Cohort) -> ClassMap:
     )
     cohort.drop(channel_problems(cohort.facts))
     cohort.drop(duplicate_problems(cohort.facts))
-    if cohort.problems and (config.strict or not cohort.facts):
+    # Masks that are bad one and all mean a wrong flag; without one of them there is nothing to learn.
+    no_mask_left = any(s.label for s in cohort.found.sources) and not any(s.label for s in cohort.facts)
+    if cohort.problems and (config.strict or not cohort.facts or no_mask_left):
         reasons = "\n".join(f"  {problem.case_id}: {problem.reason}" for problem in cohort.problems)
         raise ValueError(f"{len(cohort.problems)} cases cannot be used, and nothing was prepared:\n{reasons}")
     return classes
