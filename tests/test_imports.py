@@ -51,6 +51,8 @@ HEAVY = (
     }
 )
 
+PICKLERS = {"pickle", "_pickle", "shelve", "dill", "cloudpickle", "joblib"}
+
 # Folder or module -> the packages beyond the standard library and semisam_tf that it may import.
 ALLOWED = {
     "semisam_tf/__init__": set(),
@@ -216,6 +218,25 @@ def asserts_in_library(root: Path) -> list[str]:
     ]
 
 
+def pickle_loaders(root: Path) -> list[str]:
+    """What could run code that a data file or a checkpoint brings along."""
+    found = []
+    for source in read_sources(root).values():
+        if not source.key.startswith("semisam_tf/"):
+            continue
+        found += [
+            f"{source.key}:{item.line}: {item.names[0]} unpickles"
+            for item in source.imports()
+            if item.names[0] in PICKLERS
+        ]
+        found += [
+            f"{source.key}:{node.value.lineno}: allow_pickle is on"
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+        ]
+    return found
+
+
 def heavy_entry_points(root: Path) -> list[str]:
     """Entry points whose loading, and that of the modules they load, reaches a package that makes --help slow."""
     sources, found = read_sources(root), []
@@ -272,6 +293,7 @@ def big_files(root: Path) -> list[str]:
 
 
 SOURCE_RULES = [
+    pickle_loaders,
     upward_imports,
     foreign_imports,
     export_reaching_too_far,
@@ -343,6 +365,13 @@ BREAKS = [
         "train > semisam_tf/data",
     ),
     ("export/sam.py", "import torch\n" + IF_MAIN, heavy_entry_points, "export/sam:1: torch"),
+    ("semisam_tf/data/splits.py", "def f():\n    import pickle", pickle_loaders, "splits:2: pickle unpickles"),
+    (
+        "semisam_tf/data/splits.py",
+        "import numpy\nnumpy.load('a', allow_pickle=True)",
+        pickle_loaders,
+        "allow_pickle is on",
+    ),
     ("semisam_tf/data/deep/more.py", "", missing_package_files, "semisam_tf/data/deep: has no __init__.py"),
     ("tests/unit/__init__.py", "", missing_package_files, "tests/unit/__init__.py: tests are no packages"),
 ]

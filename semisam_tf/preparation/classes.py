@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def parse_label_map(text: str) -> dict[int, int]:
     return pairs
 
 
-def decide_classes(label_map: str, dataset: DatasetFacts | None, values_of: dict[str, Iterable[str]]) -> ClassMap:
+def decide_classes(label_map: str, dataset: DatasetFacts | None, values_of: Mapping[str, Iterable[str]]) -> ClassMap:
     """The classes of a data set: as the flag says, else as dataset.json says, else as the values themselves say.
 
     A single foreground value is class 1, whatever it is (0/255 is common); values 1, 2, ... K are their own classes.

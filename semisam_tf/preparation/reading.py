@@ -90,7 +90,8 @@ class CaseFacts:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaseFacts:
         """The inverse of `dataclasses.asdict`, after a trip through JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 def read_case(source: Source, options: ReadingOptions) -> RawCase:

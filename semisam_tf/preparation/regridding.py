@@ -86,10 +86,9 @@ def prepare_case(case: RawCase, target: Target) -> Prepared:
     if turned.values is not None:
         label = ClassMap(target.label_map).apply(turned.values)
         kept = np.ascontiguousarray(label[slices(box)])
-        prepared = dataclasses.replace(
-            prepared, label=kept if grid.is_identity else resample_label(kept, grid.resample)
-        )
-        warnings += _label_warnings(label, kept, prepared.label)
+        resampled = kept if grid.is_identity else resample_label(kept, grid.resample)
+        prepared = dataclasses.replace(prepared, label=resampled)
+        warnings += _label_warnings(label, kept, resampled)
     return Prepared(prepared, box, whole.size, tuple(warnings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable
@@ -219,6 +220,8 @@ def _remove_refused(cohort: _Cohort) -> None:
         except ValueError:
             continue  # a name that leads out of the folder never had a file
         path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or somebody has put something into it
+            path.parent.rmdir()
     kept = {cohort.path(source.case_id) for source in cohort.facts}
     others = sorted(set(cohort.output.glob(f"*/{H5_NAME}")) - kept)
     if others:

@@ -53,7 +53,7 @@ def thumbnail(volume: Volume) -> np.ndarray:
     for axis in (2, 1, 0):
         extent_mm = [n * s for i, (n, s) in enumerate(zip(volume.size, volume.spacing_mm, strict=True)) if i != axis]
         grey = (image.take(centre[axis], axis=axis).astype(np.float32) - low) / max(high - low, 1e-6)
-        cuts.append(_cut(np.clip(grey, 0, 1), label.take(centre[axis], axis=axis), extent_mm))
+        cuts.append(_cut(np.clip(grey, 0, 1), np.asarray(label.take(centre[axis], axis=axis)), extent_mm))
     return np.concatenate(cuts, axis=1)
 
 

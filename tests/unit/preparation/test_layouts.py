@@ -86,6 +86,13 @@ def test_decathlon_names_that_are_not_channels(tmp_path):
     assert "lists 1 scans that are not there: la_004" in found.notes[0]
 
 
+def test_four_digits_are_no_channels_where_no_case_has_the_first(tmp_path):
+    make(tmp_path, "imagesTr/la_0003.nii.gz", "imagesTr/la_0004.nii.gz")
+    found = find_sources(str(tmp_path))
+    assert found.layout == "Medical Segmentation Decathlon"
+    assert list(summary(found, tmp_path)) == ["la_0003", "la_0004"]
+
+
 @pytest.mark.parametrize(
     ("names", "images", "labels", "channels", "expected"),
     [
