@@ -1,14 +1,15 @@
-"""Files that are whole or absent: written under a temporary name beside their own, then renamed."""
+"""Files that are whole or absent: written under a temporary name, then renamed. Folders with one owner."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,45 @@ def sweep(folder: str | os.PathLike[str]) -> None:
     """Removes what killed processes left in `folder`. Only for its single owner: it asks nobody whether they live."""
     for left_over in Path(folder).glob(f"{_PARTIAL}*"):
         left_over.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, flag: str) -> Iterator[None]:
+    """Holds `folder`, made if absent, for this process. The kernel drops the lock when it dies, however it dies.
+
+    Args:
+        flag: The flag that named the folder, for the message.
+
+    Raises:
+        RuntimeError: Another process holds it.
+        OSError: It may not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise OSError(
+            f"Expected a {flag} that may be written to; choose another. Received: {folder} ({error.strerror})."
+        ) from error
+    with lock as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise RuntimeError(
+                f"{folder} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or choose "
+                f"another {flag}."
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """Writes text, a line each."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:

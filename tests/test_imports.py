@@ -19,7 +19,9 @@ import pytest
 # Imports point to a lower rank or stay in their room. A module at the top of semisam_tf is a base module, below all
 # rooms, or an entry point, above them: a program with `if __name__ == "__main__"`.
 ROOM_RANKS = {
-    "data": 1, "models": 1, "report": 1, "sam": 1, "semi": 1, "inference": 2, "health": 3, "serving": 3, "training": 3,
+    "data": 1, "models": 1, "report": 1, "sam": 1, "semi": 1,
+    "inference": 2,
+    "health": 3, "preparation": 3, "serving": 3, "training": 3,
 }  # fmt: skip
 BASE_MODULES = {"__init__", "atomic", "config", "findings", "flavour", "geometry", "options", "workdir"}
 BASE_RANK, ENTRY_POINT_RANK, UNKNOWN_RANK = 0, 4, -1
@@ -44,6 +46,7 @@ HEAVY = (
     }
 )
 
+
 # Folder or module -> the packages beyond the standard library and semisam_tf that it may import.
 ALLOWED = {
     "semisam_tf/__init__": set(),
@@ -59,6 +62,7 @@ ALLOWED = {
 FORBIDDEN = {
     "semisam_tf/": TORCH | {"export", "tests"},
     "semisam_tf/data/": TENSORFLOW,
+    "semisam_tf/preparation/": TENSORFLOW,
     "export/": TENSORFLOW | {"tests"},
     "tests/": TORCH | {"export"},
     "tests/export/": TENSORFLOW,
@@ -66,11 +70,19 @@ FORBIDDEN = {
 # Whoever reads files of scans could read a label past its record (data/label_access.py): these may, and a module that
 # has to is entered here after a look at what it opens. Module -> names that it may import.
 FILE_READERS = {
+    "semisam_tf/data/hdf5": {"h5py"},
     "semisam_tf/data/itk": {"SimpleITK"},
     "semisam_tf/data/scans": {"h5py"},
     "semisam_tf/data/volumes": {"h5py", "read_image"},
+    # Before there is a run: what it writes is read through `load_volume` only.
+    "semisam_tf/preparation/cropping": {"SimpleITK"},
+    "semisam_tf/preparation/reading": {"read_image"},
+    "semisam_tf/preparation/run": {"h5py"},
+    "semisam_tf/preparation/tasks": {"h5py"},
     "semisam_tf/serving/client": {"SimpleITK"},
     "semisam_tf/training/checkpoint": {"h5py"},
+    # Targets, made from predictions.
+    "semisam_tf/training/pseudolabels": {"h5py"},
 }
 # Labels that are no run's.
 MAY_OPEN_UNRECORDED = {"semisam_tf/data/simulate", "semisam_tf/health/report"}

@@ -101,6 +101,11 @@ def dicom_series(folder: Path) -> list[str]:
     return list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
+def series_files(folder: Path, series_uid: str | None) -> list[str]:
+    """The slices of a series in their order; empty where there is none that can be read."""
+    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_uid)) if series_uid else []
+
+
 def read_series(folder: Path, series_uid: str) -> Stored:
     """Reads one series of DICOM slices; Z runs along the slices' normal.
 
@@ -108,7 +113,7 @@ def read_series(folder: Path, series_uid: str) -> Stored:
         ValueError: The slices are damaged, without a pixel size, unevenly spaced (one is missing, say) or sheared (a
             tilted gantry).
     """
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series_uid) if series_uid else []
+    names = series_files(folder, series_uid)
     if not names:
         raise ValueError(f"Expected a DICOM series with a SeriesInstanceUID in {folder}. Received: no readable slice.")
     reader = sitk.ImageSeriesReader()

@@ -11,7 +11,8 @@ Normalising first makes the percentiles independent of the training spacing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +117,11 @@ class Preprocessing:
         to_old_voxels = np.diag([*scale, 1.0])
         to_old_voxels[:3, 3] = 0.5 * scale - 0.5
         x, y, z = np.asarray(volume.spacing_mm) * scale
+        resample = functools.partial(geometry.resample, size=size)
         return dataclasses.replace(
             volume,
-            image=geometry.resample(image, size),
-            label=None if volume.label is None else _resample_label(volume.label, size),
+            image=resample(image),
+            label=None if volume.label is None else resample_label(volume.label, resample),
             spacing_mm=(float(x), float(y), float(z)),
             affine=volume.affine @ to_old_voxels,
             nifti_header=None,
@@ -138,13 +140,23 @@ def preprocessing_of(config: Config) -> Preprocessing:
     )
 
 
-def _resample_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The class with the largest resampled one-hot value; background wins ties."""
+def resample_label(label: np.ndarray, resample: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The class with the largest resampled one-hot value; background wins ties.
+
+    The mask stays on its image, since both go through the same weights at the same positions.
+
+    Args:
+        label: uint8 [X, Y, Z].
+        resample: What the image goes through: float32 [X, Y, Z] -> float32 [x, y, z].
+
+    Returns:
+        uint8 [x, y, z].
+    """
     classes = [int(value) for value in np.unique(label) if value]
-    shares = [geometry.resample((label == value).astype(np.float32), size) for value in classes]
-    best_share = np.float32(1.0) - sum(shares, np.zeros(tuple(size), np.float32))
-    best = np.zeros(tuple(size), np.uint8)
-    for value, share in zip(classes, shares, strict=True):
+    shares = [resample((label == value).astype(np.float32)) for value in classes or [1]]
+    best_share = np.float32(1.0) - sum(shares, np.zeros(shares[0].shape, np.float32))
+    best = np.zeros(shares[0].shape, np.uint8)
+    for value, share in zip(classes, shares, strict=False):
         wins = share > best_share
         best[wins] = value
         best_share = np.maximum(best_share, share)

@@ -10,10 +10,10 @@ where .nii.gz stands for any of IMAGE_SUFFIXES.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -83,12 +83,7 @@ def find_case(data_dir: str | os.PathLike[str], case_id: str) -> CaseFiles:
         ValueError: The case name leads out of `data_dir`, or two files claim to be its image or label.
         FileNotFoundError: No layout has the case.
     """
-    name = PurePosixPath(case_id.replace("\\", "/"))
-    if not case_id.strip() or not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-        raise ValueError(
-            "Expected a case name inside the data folder, without '..' and not absolute. "
-            f"Received: case_id={case_id!r}. Correct the case list."
-        )
+    name = checked_case_name(case_id)
     root = Path(data_dir)
     h5_path = root / name / H5_NAME
     if h5_path.is_file():
@@ -117,6 +112,21 @@ def has_label(files: CaseFiles) -> bool:
             return "label" in file
     except (OSError, RuntimeError) as error:
         raise ValueError(f"Expected a readable HDF5 file: {files.image} is truncated or damaged ({error}).") from error
+
+
+def checked_case_name(case_id: str) -> PurePosixPath:
+    """A case name as a path below the data folder.
+
+    Raises:
+        ValueError: It would lead out of the folder.
+    """
+    name = PurePosixPath(case_id.replace("\\", "/"))
+    if not name.parts or not case_id.strip() or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        raise ValueError(
+            "Expected a case name inside the data folder, without '..' and not absolute. "
+            f"Received: case_id={case_id!r}. Correct the case list."
+        )
+    return name
 
 
 def load_volume(
@@ -157,7 +167,7 @@ def load_volume(
             label, _, label_affine, *_ = read_image(files.label, stored.spacing_mm)
             if label.shape[-1] == 1:
                 label = label[..., 0]
-            _check_same_place(stored.array.shape[:3], stored.affine, label_affine, files.image, files.label)
+            check_same_place(stored.array.shape[:3], stored.affine, label_affine, files.image, files.label)
     if label is not None:
         label = _checked_label(label, stored.array.shape[:3], files.label or files.image)
     return volume_of(files.case_id, stored, label, files.image)
@@ -179,15 +189,33 @@ def volume_of(case_id: str, stored: Stored, label: np.ndarray | None, path: Path
     return Volume(case_id, image, label, *stored[1:])
 
 
-def save_volume_h5(path: str | os.PathLike[str], volume: Volume) -> None:
-    """Writes the UA-MT layout (gzip) with `spacing_mm` and `affine` as attributes; one channel is written [X, Y, Z]."""
+def save_volume_h5(
+    path: str | os.PathLike[str],
+    volume: Volume,
+    attributes: Mapping[str, str] | None = None,
+    datasets: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes the UA-MT layout (gzip) with `spacing_mm` and, where the scan has one, `affine` as attributes.
+
+    The image keeps its dtype, so that whole numbers may be stored as uint8; one channel is written [X, Y, Z].
+
+    Args:
+        attributes, datasets: Further ones, beside those of the layout.
+    """
     image = volume.image[..., 0] if volume.image.shape[-1] == 1 else volume.image
+    # Bytes of equal significance side by side: floats that came from whole numbers then take far less room.
+    packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
     with replacing_h5(path) as file:
         file.attrs["spacing_mm"] = np.asarray(volume.spacing_mm, np.float64)
-        file.attrs["affine"] = volume.affine
-        file.create_dataset("image", data=image, compression="gzip", compression_opts=4)
+        if volume.has_orientation:
+            file.attrs["affine"] = volume.affine
+        for name, text in (attributes or {}).items():
+            file.attrs[name] = text
+        file.create_dataset("image", data=image, **packed)
         if volume.label is not None:
-            file.create_dataset("label", data=volume.label, compression="gzip", compression_opts=4)
+            file.create_dataset("label", data=volume.label, **packed)
+        for name, values in (datasets or {}).items():
+            file.create_dataset(name, data=values, **packed)
 
 
 def save_mask(path: str | os.PathLike[str], mask: np.ndarray, volume: Volume) -> None:
@@ -275,17 +303,17 @@ def _h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
     return stored[()]
 
 
-def _check_same_place(
+def check_same_place(
     size: tuple[int, ...], affine: np.ndarray, label_affine: np.ndarray, image_path: Path, label_path: Path
 ) -> None:
-    """Refuses a label that lies elsewhere in the body: mirrored, shifted or of another spacing, of the same shape."""
+    """Refuses a label or channel that lies elsewhere in the body: mirrored, shifted or of another spacing."""
     corners = np.array([[x, y, z, 1.0] for x in (0, size[0]) for y in (0, size[1]) for z in (0, size[2])])
     apart_mm = np.abs(corners @ (affine - label_affine).T).max()
     tolerance_mm = 0.05 * np.linalg.norm(affine[:3, :3], axis=0).min()
     if apart_mm > tolerance_mm:
         raise ValueError(
             f"Expected {label_path} on the grid of {image_path}. Received: corners up to {apart_mm:.3g} mm apart "
-            "(another origin, spacing or orientation); resample the label to the image, or correct its header."
+            "(another origin, spacing or orientation); resample it to that grid, or correct its header."
         )
 
 

@@ -6,13 +6,11 @@ Before HDF5's own bytes lies a block with their sha256: a file that was damaged 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +29,14 @@ _MAGIC = b"semisam-tf checkpoint, sha256 of what follows: "
 _HDF5_MAGIC = b"\x89HDF"
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds `workdir` for this process. The kernel drops the lock when the process dies, however it dies.
+def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds `workdir` for this process, however it ends.
 
     Raises:
         RuntimeError: Another process trains there.
         OSError: It may not be written to.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise OSError(
-            f"Expected a --workdir that may be written to; choose another. Received: {workdir} ({error.strerror})."
-        ) from error
-    with lock as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise RuntimeError(
-                f"{workdir} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or choose "
-                "another --workdir."
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+    return atomic.locked(workdir, "--workdir")
 
 
 def save(folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], keep: int = 2) -> Path:

@@ -51,6 +51,37 @@ def test_one_missing_byte_is_noticed(tmp_path: Path, version: int, order: str, p
         check_complete(path)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_itk_would_read_as_zero_is_noticed(tmp_path: Path, dtype: type, suffix: str, bad: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    values = np.ones((70, 70, 70), dtype)  # more than one block of the file
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(path))
+    check_complete(path)
+    if dtype == np.int16:
+        return
+    values[0, 0, 0] = values[40, 40, 40] = values[-1, -1, -1] = bad
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(path))
+    with pytest.raises(ValueError, match=rf"{path}. Received: 3 voxels that are NaN or infinite"):
+        check_complete(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_floats_of_either_byte_order(tmp_path: Path, version: int, order: str) -> None:
+    path = tmp_path / "a.nii"
+    data = bytearray(header(version, order))
+    struct.pack_into(f"{order}2h", data, 70 if version == 1 else 12, 16, 32)
+    values = np.ones(VOXELS, f"{order}f4")
+    path.write_bytes(data + values.tobytes() + bytes([255] * 40))  # what follows the voxels does not count
+    check_complete(path)
+    values[7] = np.nan
+    path.write_bytes(data + values.tobytes())
+    with pytest.raises(ValueError, match="1 voxels"):
+        check_complete(path)
+
+
 @pytest.mark.parametrize("where", [0.5, 0.99])
 def test_a_changed_byte_of_a_compressed_file_is_noticed(tmp_path: Path, where: float) -> None:
     path = tmp_path / "a.nii.gz"
