@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from semisam_tf.data.preprocess import Preprocessing
@@ -18,6 +18,7 @@ def load_cohort(
     default_spacing_mm: Sequence[float] | None,
     n_classes: int,
     workers: int = 2,
+    crop: Callable[[Volume], Volume] | None = None,
 ) -> list[Volume]:
     """Finds, reads, normalises and resamples cases; only the training grid stays in memory.
 
@@ -29,6 +30,7 @@ def load_cohort(
         default_spacing_mm: For HDF5 files without spacing.
         n_classes: With background; larger label values are an error.
         workers: Threads.
+        crop: Cuts a scan, as loaded, before it is normalised; called from several threads. None: nothing is cut.
 
     Raises:
         FileNotFoundError, ValueError: The first case of the list that is missing or bad, naming its file; or scans
@@ -39,7 +41,7 @@ def load_cohort(
         files = find_case(data_dir, case_id)
         volume = load_volume(files, with_label=with_label, default_spacing_mm=default_spacing_mm)
         try:
-            return preprocessing.to_training_grid(volume, n_classes)
+            return preprocessing.to_training_grid(volume if crop is None else crop(volume), n_classes)
         except ValueError as error:
             raise ValueError(f"{files.label or files.image}: {error}") from error
 

@@ -11,6 +11,8 @@ import itertools
 
 import tensorflow as tf
 
+from semisam_tf.inference.region import PIECE_SHARE
+
 # Half of the 26 neighbours, the other half being the same edges from the other side; along Z a run is one node.
 _FORWARD = [(dx, dy, dz) for dx, dy in ((0, 1), (1, -1), (1, 0), (1, 1)) for dz in (-1, 0, 1)]
 
@@ -31,8 +33,18 @@ def largest_component(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
     return tf.while_loop(lambda k, _: k < n_classes, keep, start, parallel_iterations=1)[1]
 
 
-def _largest_piece(mask: tf.Tensor) -> tf.Tensor:
-    """bool [X, Y, Z] -> bool [X, Y, Z]."""
+def large_pieces(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
+    """`inference.region.large_pieces`: uint8 [X, Y, Z] -> bool [X, Y, Z]."""
+
+    def keep(k: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return k + 1, kept | _largest_piece(tf.equal(mask, tf.cast(k, tf.uint8)), PIECE_SHARE)
+
+    start = [tf.constant(1), tf.zeros_like(mask, tf.bool)]
+    return tf.while_loop(lambda k, _: k < n_classes, keep, start, parallel_iterations=1)[1]
+
+
+def _largest_piece(mask: tf.Tensor, share: float | None = None) -> tf.Tensor:
+    """bool [X, Y, Z] -> bool [X, Y, Z]; with `share` all pieces of at least that share of the largest one's voxels."""
     # One empty voxel at the end of each axis: steps over a border then land in it, on the far side of the line.
     padded = tf.pad(mask, [[0, 1]] * 3)
     _, ny, nz = tf.unstack(tf.shape(padded, out_type=tf.int64))
@@ -46,7 +58,11 @@ def _largest_piece(mask: tf.Tensor) -> tf.Tensor:
         offsets = tf.stack([(dx * ny + dy) * nz + dz for dx, dy, dz in _FORWARD])
         piece = tf.gather(_roots(_edges(voxels, run, run_at, offsets), run[-1] + 1), run)
         size = tf.math.bincount(piece)
-        kept = tf.equal(piece, tf.argmax(size, output_type=tf.int32))
+        if share is None:
+            kept = tf.equal(piece, tf.argmax(size, output_type=tf.int32))
+        else:
+            voxels_of = tf.cast(size, tf.float64)
+            kept = tf.gather(voxels_of >= share * tf.reduce_max(voxels_of), piece)
         return tf.reshape(tf.scatter_nd(voxels[:, None], tf.cast(kept, tf.uint8), tf.shape(flat, tf.int64)) > 0,
                           tf.shape(padded))[:-1, :-1, :-1]  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from semisam_tf.inference.predictor import (
     preprocessing_of,
     read_result,
 )
+from semisam_tf.inference.region import COARSE_FOLDER
 from semisam_tf.options import OptionError
 from semisam_tf.sam.prompts import prompt_kinds
 from semisam_tf.sam.session import SamSession
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
+from semisam_tf.training.coarse import CoarseStage
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
 
@@ -50,15 +54,21 @@ def split_of(config: Config) -> Split:
     return make_split(read_cases(train_list), labelled, excluded)
 
 
-def load_data(config: Config, split: Split) -> tuple[list[Volume], list[Volume]]:
+def load_data(
+    config: Config, split: Split, crop: Callable[[Volume], Volume] | None = None
+) -> tuple[list[Volume], list[Volume]]:
     """Labelled scans with labels and unlabelled scans without, in the training grid.
 
     Unlabelled scans are not loaded where nothing learns from them (`Config.labelled_items`).
+
+    Args:
+        crop: What each scan is cut to before it is brought to the training grid; None: nothing.
     """
     common: dict[str, Any] = {
         "preprocessing": preprocessing_of(config),
         "default_spacing_mm": config.default_spacing_mm or None,
         "n_classes": config.n_classes,
+        "crop": crop,
     }
     labelled = load_cohort(config.data_dir, split.labelled, with_label=True, **common)
     if config.labelled_items() == config.batch_size:
@@ -97,13 +107,19 @@ def train(config: Config) -> dict[str, Any]:
         logging.warning("SAM will not teach: --sam_start_step=%d is not below --max_steps.", config.sam_start_step)
     workdir = Path(config.workdir)
     augment = augment_config(config.augment, on=config.augment_on, off=config.augment_off)
+    if augment.flip and config.n_classes > 2:
+        logging.warning(
+            "Training mirrors scans along %s: organs that are mirror images of each other, as left and right lung, "
+            "cannot be told apart then; --augment_off=flip.", augment.flip,
+        )  # fmt: skip
     with checkpoint.locked(workdir):
-        for folder in (workdir, workdir / "checkpoints"):
+        for folder in (workdir, workdir / COARSE_FOLDER):
             sweep(folder)
+            sweep(folder / "checkpoints")
         if config.quickstart_cohort:
             from semisam_tf.data.simulate import make_quickstart
 
-            make_quickstart(config.data_dir)
+            make_quickstart(config.data_dir, classes=config.cohort_classes)
         split = split_of(config)
         facts: dict[str, Any] = {"labelled": list(split.labelled), "unlabelled": list(split.unlabelled)}
         if config.labelled_items() == config.batch_size:
@@ -116,15 +132,18 @@ def train(config: Config) -> dict[str, Any]:
         facts["sam_sha256"] = None if session is None else dict(session.manifest.sha256)
         record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
-        labelled, unlabelled = load_data(config, split)
+        coarse = None
+        if config.coarse_to_fine:
+            scans = load_data(dataclasses.replace(config, training_spacing_mm=config.coarse_spacing_mm), split)
+            _write_record(config, facts, [*scans[0], *scans[1]])
+            coarse = CoarseStage(config, scans[0], _run)
+        labelled, unlabelled = load_data(config, split, crop=None if coarse is None else coarse.crop)
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
         channels = labelled[0].image.shape[-1]
-        orientation = common_axis_code([*labelled, *unlabelled])
-        if orientation is None:
-            logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
-        record.write(config, channels, facts, orientation)
+        if coarse is None:
+            _write_record(config, facts, [*labelled, *unlabelled])
         training = Training.build(config, channels, unlabelled, session)
         training.restore()
         stream = TwoStream(
@@ -138,7 +157,14 @@ def train(config: Config) -> dict[str, Any]:
             foreground_fraction=config.foreground_fraction,
         )
         _run(training, stream)
-        return _finish(training)
+        return _finish(training, {} if coarse is None else {"coarse": coarse.result()})
+
+
+def _write_record(config: Config, facts: dict[str, Any], volumes: Sequence[Volume]) -> None:
+    orientation = common_axis_code(volumes)
+    if orientation is None:
+        logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
+    record.write(config, volumes[0].image.shape[-1], facts, orientation)
 
 
 def _run(training: Training, stream: TwoStream) -> None:
@@ -204,12 +230,12 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
     )  # fmt: skip
 
 
-def _finish(training: Training) -> dict[str, Any]:
+def _finish(training: Training, more: dict[str, Any]) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
     for name, model in (("student", training.student), ("teacher", training.teacher)):
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
-    result = training.result()
+    result = training.result() | more
     write_json(workdir / RESULT_FILE, result)
     logging.info("Finished %d steps in %.0f s; weights in %s.", training.step, training.duration_s, workdir)
     return result

@@ -14,6 +14,7 @@ from semisam_tf import __version__
 from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
 from semisam_tf.inference.predictor import RESULT_FILE, RUN_FILE, read_run
+from semisam_tf.inference.region import COARSE_FOLDER
 from semisam_tf.options import OptionError
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "h5py")
@@ -30,7 +31,8 @@ _MAY_CHANGE = frozenset(
 def begun(config: Config) -> dict[str, Any] | None:
     """The record of the run in the workdir, if it has anything to go on from; None for a fresh or failed start."""
     workdir = Path(config.workdir)
-    has_state = (workdir / RESULT_FILE).is_file() or any((workdir / "checkpoints").glob("step_*.h5"))
+    folders = (workdir / "checkpoints", workdir / COARSE_FOLDER / "checkpoints")
+    has_state = (workdir / RESULT_FILE).is_file() or any(any(folder.glob("step_*.h5")) for folder in folders)
     return read_run(workdir) if has_state else None
 
 

@@ -69,7 +69,7 @@ def test_no_band_of_intensities_is_the_organ(subjects: list[Volume]) -> None:
 
 
 def test_the_deformation_does_not_fold(subjects: list[Volume]) -> None:
-    source = simulate._Source()
+    source = simulate._Source(simulate.COHORTS["lungs"])
     for number in range(12):
         rng = np.random.default_rng([0, number])
         size = rng.integers((100, 100, 30), (117, 117, 37))
