@@ -70,14 +70,14 @@ def locate(
 
 
 def box_around(
-    found: tf.Tensor, size: tf.Tensor, spacing_mm: tf.Tensor, margin_mm: float
+    found: tf.Tensor, size: tf.Tensor, spacing_mm: tf.Tensor, margin_mm: float | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`inference.region.box_around`: bool [x, y, z] with a voxel -> int32 [3] twice, first voxel and first beyond."""
     where = tf.where(found)  # int64 [F, 3]
     first, last = tf.reduce_min(where, axis=0), tf.reduce_max(where, axis=0)
     # float64 and in the order of the Python code, so that borders are the same.
     scale = tf.cast(size, tf.float64) / tf.cast(tf.shape(found), tf.float64)
-    margin = tf.constant(margin_mm, tf.float64) / spacing_mm
+    margin = tf.cast(margin_mm, tf.float64) / spacing_mm
     low = tf.floor(tf.cast(first, tf.float64) * scale - margin + BORDER_TOLERANCE_VOX)
     high = tf.math.ceil(tf.cast(last + 1, tf.float64) * scale + margin - BORDER_TOLERANCE_VOX)
     # Bounded before they are int32: a margin may be larger than any scan.

@@ -24,7 +24,7 @@ from semisam_tf.data.augment_config import augment_config
 from semisam_tf.data.batches import TwoStream
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import RESULT_FILE, load_network, read_result
-from semisam_tf.inference.region import COARSE_FOLDER, Locator, RegionTally, box_around, coarse_settings
+from semisam_tf.inference.region import COARSE_FOLDER, Locator, Region, RegionTally, box_around, coarse_settings
 from semisam_tf.training.state import Training
 
 WEIGHTS = "coarse"
@@ -52,10 +52,7 @@ class CoarseStage:
 
     def crop(self, volume: Volume) -> Volume:
         """A training scan, as loaded, cut to its region."""
-        region = self.locator.locate(volume)
-        if volume.label is not None and volume.label.any():
-            of_label = box_around(volume.label > 0, volume.size, volume.spacing_mm, self.config.region_margin_mm)
-            region = region.united(of_label) if region.found else of_label
+        region = training_region(self.locator.locate(volume), volume, self.config.region_margin_mm)
         self.tally.add(volume, region)
         return region.crop(volume)
 
@@ -63,6 +60,14 @@ class CoarseStage:
         """JSON values: the coarse training's time, and what became of the training scans."""
         trained = read_result(Path(self.config.workdir) / COARSE_FOLDER)
         return {**{key: trained[key] for key in ("steps", "duration_s")}, **self.tally.summary()}
+
+
+def training_region(region: Region, volume: Volume, margin_mm: float) -> Region:
+    """What a training scan is cut to: `region`, what the coarse pass found, and around a label that there is."""
+    if volume.label is None or not volume.label.any():
+        return region
+    of_label = box_around(volume.label > 0, volume.size, volume.spacing_mm, margin_mm)
+    return region.united(of_label) if region.found else of_label
 
 
 def _train(config: Config, labelled: list[Volume], take_steps: Callable[[Training, TwoStream], None]) -> None:
