@@ -47,7 +47,9 @@ class SaveConfig:
     max_compressed_mib: int = option(
         128, "Larger .nii.gz are refused; one may unpack to 1032 times its size, at most 2 GiB.", unit="MiB"
     )
-    onnx: bool = option(False, "Also write the network as assets.extra/network.onnx, compared with Keras.")
+    onnx: bool = option(
+        False, "Also write the network as assets.extra/network.onnx (a coarse one as coarse.onnx), compared with Keras."
+    )
 
 
 def save(config: SaveConfig) -> Path:
@@ -159,7 +161,12 @@ def _write(
     if onnx:
         from semisam_tf.serving.onnx_network import write_onnx
 
-        metadata = metadata | {"onnx_difference": write_onnx(extra / "network.onnx", model, window, metadata)}
+        difference = write_onnx(extra / "network.onnx", model, window, metadata)
+        if pipeline.coarse_model is not None:
+            coarse_window = pipeline.config.coarse_patch_size
+            coarse = write_onnx(extra / "coarse.onnx", pipeline.coarse_model, coarse_window, metadata)
+            difference = max(difference, coarse)
+        metadata = metadata | {"onnx_difference": difference}
     write_json(extra / "model.json", metadata)
 
 
