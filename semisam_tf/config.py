@@ -33,6 +33,11 @@ class Config:
     labeled: str = option("1", "How many of the list's first cases are labelled, or a file of labelled case names.")
     exclude_cases: str = option("", "File of cases that training must not touch at all.")
     quickstart_cohort: bool = option(False, "Make the simulated quick-start cohort in data_dir if it is absent.")
+    cohort_classes: str = option(
+        "lungs",
+        "Organs that the simulated cohort is labelled with.",
+        choices=("lungs", "lungs_and_spine", "lumbar_spine"),
+    )
     n_classes: int = option(2, "Number of classes with background.")
     default_spacing_mm: tuple[float, ...] = option((), "Voxel spacing x,y,z of files that store none.", unit="mm")
     training_spacing_mm: tuple[float, ...] = option(
@@ -40,6 +45,17 @@ class Config:
     )
     lower_percentile: float = option(0.5, "Intensities below this percentile of the scan are clipped.", unit="percent")
     upper_percentile: float = option(99.5, "Intensities above this percentile are clipped.", unit="percent")
+
+    # Coarse to fine
+    coarse_to_fine: bool = option(
+        False, "Find the organs at a low resolution first; train and predict in their box alone (uncropped scans)."
+    )
+    coarse_spacing_mm: tuple[float, ...] = option((8.0, 8.0, 8.0), "Voxel spacing x,y,z of that first pass.", unit="mm")
+    coarse_patch_size: tuple[int, ...] = option(
+        (48, 48, 48), "Its window x,y,z: best so large that one holds a whole scan.", unit="voxels"
+    )
+    coarse_steps: int = option(200, "Steps of its network, on the labelled scans, before all others.", unit="steps")
+    region_margin_mm: float = option(20.0, "The box reaches this far beyond what the first pass found.", unit="mm")
 
     # Batches and augmentation
     batch_size: int = option(4, "Items in a batch.", unit="items")
@@ -279,6 +295,19 @@ def validate(config: Config) -> None:
             any(n < 16 or n % 16 for n in config.patch_size),
             "--patch_size: expected multiples of 16, since the networks halve a crop four times.",
         ),
+        (
+            len(config.coarse_patch_size) != 3 or any(n < 16 or n % 16 for n in config.coarse_patch_size),
+            "--coarse_patch_size: expected three multiples of 16 x,y,z, as 48,48,48.",
+        ),
+        (
+            len(config.coarse_spacing_mm) != 3 or any(s <= 0 for s in config.coarse_spacing_mm),
+            "--coarse_spacing_mm: expected three values x,y,z above 0, as 8,8,8.",
+        ),
+        (config.coarse_steps < 1, "--coarse_steps: expected at least 1."),
+        (
+            not 0 <= config.region_margin_mm < math.inf,
+            "--region_margin_mm: expected a finite value of at least 0.",
+        ),
         (len(config.default_spacing_mm) not in (0, 3), "--default_spacing_mm: expected three values x,y,z."),
         (len(config.training_spacing_mm) not in (0, 3), "--training_spacing_mm: expected three values x,y,z."),
         (
@@ -306,6 +335,10 @@ def validate(config: Config) -> None:
         (
             config.sam_mode == "offline" and config.rounds == 1 and not config.targets_dir,
             "--sam_mode=offline needs --targets_dir, as semisam_tf.pseudolabel writes it, or --rounds above 1.",
+        ),
+        (
+            config.coarse_to_fine and config.sam_mode == "offline",
+            "--coarse_to_fine: targets of --sam_mode=offline are of whole scans; choose another --sam_mode.",
         ),
         (
             config.rounds > 1 and not config.sam_folders() and config.sam_fusion == "sam",

@@ -70,6 +70,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from semisam_tf.inference.evaluation import evaluate_cases
     from semisam_tf.inference.picture import save_picture
     from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.inference.region import RegionTally
     from semisam_tf.inference.run_folder import read_result, read_run, run_id_of
 
     workdir = Path(config.workdir)
@@ -96,12 +97,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             save_mask(Path(config.save_masks) / f"{volume.case_id}.nii.gz", mask, volume)
         logging.info("%d/%d  %s  Dice %.4f", len(masks), len(case_ids), volume.case_id, scores["dice"])
 
-    report = evaluate_cases(predictor.mask, load, case_ids, predictor.config.n_classes, keep)
+    regions = RegionTally()
+
+    def predict(volume: Volume) -> np.ndarray:
+        prediction = predictor.predict(volume)
+        regions.add(volume, prediction.region)
+        return prediction.mask
+
+    report = evaluate_cases(predict, load, case_ids, predictor.config.n_classes, keep)
     output = Path(config.output or workdir / METRICS_FILE)
     picture = Path(config.picture or output.with_suffix(".png"))
     report |= {"model": which, "trained_on": trained_on, "sam": read_result(workdir)["sam"]}
     report |= {"oracle_prompts": run.get("oracle_prompts", False), "label_ledger": ledger.mark()}
     report["command"] = sys.argv
+    if predictor.config.coarse_to_fine:
+        report["coarse_to_fine"] = regions.summary()
     write_json(output, report)
     save_picture(picture, report, load, masks)
     report |= {"output": str(output), "picture": str(picture), "report": ""}
@@ -175,6 +185,12 @@ def evaluate_command(config: EvaluateConfig) -> int:
     mean, std = report["mean"], report["std"]
     shown = "  ".join(f"{name} {_figure(mean[name])} +- {_figure(std[name])}" for name in mean)
     sys.stdout.write(f"{len(report['cases'])} cases, {report['model']}: {shown}, empty {report['n_empty']}\n")
+    if "coarse_to_fine" in report:
+        found = report["coarse_to_fine"]
+        sys.stdout.write(
+            f"Coarse to fine: regions of {found['mean_region_share']:.1%} of a scan; {len(found['taken_whole'])} of "
+            f"{len(report['cases'])} cases taken whole, since the coarse pass missed a class\n"
+        )
     if report["sam"]:
         sam = report["sam"]
         sys.stdout.write(

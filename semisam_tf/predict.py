@@ -172,6 +172,9 @@ def predict_scan(config: PredictConfig, predictor: Predictor, scan: Scan, files:
         "size_vox": list(volume.size),
         "spacing_mm": list(volume.spacing_mm),
     }
+    if predictor.config.coarse_to_fine:
+        region = prediction.region
+        entry["region"] = {"low_vox": list(region.low), "high_vox": list(region.high), "found": region.found}
     if not prediction.mask.any():
         logging.warning("%s: nothing found, the mask is empty.", scan.path)
     save_map(files.mask, prediction.mask, volume, "label")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -24,6 +24,7 @@ def load_cohort(
     default_spacing_mm: Sequence[float] | None,
     n_classes: int,
     workers: int = 2,
+    crop: Callable[[Volume], Volume] | None = None,
 ) -> list[Volume]:
     """Finds, reads, normalises and resamples cases; only the training grid stays in memory.
 
@@ -35,6 +36,7 @@ def load_cohort(
         default_spacing_mm: For HDF5 files without spacing.
         n_classes: With background; larger label values are an error.
         workers: Threads.
+        crop: Cuts a scan, as loaded, before it is normalised; called from several threads. None: nothing is cut.
 
     Raises:
         FileNotFoundError, ValueError: The first case of the list that is missing, else the first that is bad, naming
@@ -44,7 +46,8 @@ def load_cohort(
     def load(files: CaseFiles) -> Volume:
         volume = load_volume(files, with_label=with_label, default_spacing_mm=default_spacing_mm)
         try:
-            return dataclasses.replace(preprocessing.to_training_grid(volume, n_classes), content=_content(volume))
+            grid = preprocessing.to_training_grid(volume if crop is None else crop(volume), n_classes)
+            return dataclasses.replace(grid, content=_content(volume))
         except ValueError as error:
             raise ValueError(f"{files.label or files.image}: {error}") from error
 

@@ -1,10 +1,11 @@
 """The quick-start cohort: subjects simulated from one real labelled chest CT.
 
-    python -m semisam_tf.data.simulate --output=DIR
+    python -m semisam_tf.data.simulate --output=DIR [--classes=lungs_and_spine]
 
 The CT and its segmentation ship with slicerio (MIT): 128x128x34 voxels of 3.05x3.05x10 mm. Each subject is that scan
 under its own affine and smooth deformation, on its own grid, with its own monotone intensity curve, field and noise.
-The organ is both lungs. It is there to prove that the tool works within minutes; it is no clinical data set.
+The organ is both lungs, or what `COHORTS` says. It is there to prove that the tool works within minutes; it is no
+clinical data set.
 """
 
 from __future__ import annotations
@@ -28,35 +29,48 @@ if TYPE_CHECKING:
 
 COHORT_FILE = "cohort.json"
 VERSION = 1
-_LUNG_LABELS = (5, 6)
+# Name -> for each class, from 1 on, its values in the source's segmentation: 2 cervical, 3 thoracic, 4 lumbar spine,
+# 5 right lung, 6 left lung.
+COHORTS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "lungs": ((5, 6),),
+    "lungs_and_spine": ((6,), (5,), (2, 3, 4)),
+    "lumbar_spine": ((4,),),
+}
 _AIR_HU, _BONE_HU = -1024.0, 1200.0
 
 
-def make_quickstart(output_dir: str | os.PathLike[str], subjects: int = 12, seed: int = 0) -> Path:
+def make_quickstart(
+    output_dir: str | os.PathLike[str], subjects: int = 12, seed: int = 0, classes: str = "lungs"
+) -> Path:
     """Writes `<output_dir>/subject_NN/{image,label}.nii.gz`, `train.list` (first two thirds) and `test.list` (rest).
 
-    A finished cohort of the same subjects, seed and version is left alone; otherwise it is (re)written. The label
-    files of subjects that a run uses as unlabelled are there as well, so that SAM's targets can be judged afterwards;
-    `load_volume(..., with_label=False)` does not open them.
+    A finished cohort of the same subjects, seed, classes and version is left alone; otherwise it is (re)written. The
+    label files of subjects that a run uses as unlabelled are there as well, so that SAM's targets can be judged
+    afterwards; `load_volume(..., with_label=False)` does not open them.
 
     Args:
         output_dir: Folder, made if absent.
         subjects: At least 3.
         seed: Non-negative; the same seed gives the same files.
+        classes: Name in `COHORTS`; the scans are the same for each.
 
     Returns:
         `output_dir` as a Path.
 
     Raises:
         FileNotFoundError: slicerio is not installed.
-        ValueError: Too few subjects, or `output_dir` holds other files.
+        ValueError: Too few subjects, unknown classes, or `output_dir` holds other files.
     """
+    if classes not in COHORTS:
+        raise ValueError(f"Expected classes to be one of {', '.join(COHORTS)}. Received: classes={classes!r}.")
     if subjects < 3 or seed < 0:
         raise ValueError(f"Expected subjects >= 3 and seed >= 0. Received: subjects={subjects}, seed={seed}.")
     from semisam_tf.data.volumes import save_volume_pair  # SimpleITK is slow to import; --help is not
 
     output = Path(output_dir)
-    record = {"version": VERSION, "subjects": subjects, "seed": seed, "source": "slicerio CTChest4.nrrd"}
+    record = {
+        "version": VERSION, "subjects": subjects, "seed": seed, "source": "slicerio CTChest4.nrrd", "classes": classes
+    }  # fmt: skip
     if _is_finished(output, record):
         logging.info("Quick-start cohort is already in %s.", output)
         return output
@@ -64,7 +78,7 @@ def make_quickstart(output_dir: str | os.PathLike[str], subjects: int = 12, seed
     # First: were this run killed, the record must not vouch for what is not there, and the folder stays known as ours.
     write_json(output / COHORT_FILE, {**record, "finished": False})
     names = [f"subject_{number:02d}" for number in range(1, subjects + 1)]
-    source = _Source()
+    source = _Source(COHORTS[classes])
     for number, name in enumerate(names):
         volume = source.subject(name, np.random.default_rng([seed, number]))
         save_volume_pair(output / name / "image.nii.gz", output / name / "label.nii.gz", volume)
@@ -89,7 +103,8 @@ def _refuse_foreign(output: Path) -> None:
 
 def _is_finished(output: Path, record: dict[str, object]) -> bool:
     try:
-        found = json.loads((output / COHORT_FILE).read_text(encoding="utf-8"))
+        # Cohorts of older versions name no classes: they had but the lungs.
+        found = {"classes": "lungs"} | json.loads((output / COHORT_FILE).read_text(encoding="utf-8"))
         if not found["finished"]:
             return False
         cases = [output / name / file for name in found["cases"] for file in ("image.nii.gz", "label.nii.gz")]
@@ -100,9 +115,13 @@ def _is_finished(output: Path, record: dict[str, object]) -> bool:
 
 
 class _Source:
-    """The real scan, and how a subject is made from it."""
+    """The real scan, and how a subject is made from it.
 
-    def __init__(self) -> None:
+    Args:
+        classes: Of each class the values of the segmentation.
+    """
+
+    def __init__(self, classes: tuple[tuple[int, ...], ...]) -> None:
         from semisam_tf.data.label_access import outside_runs
         from semisam_tf.data.volumes import CaseFiles, load_volume
 
@@ -118,7 +137,7 @@ class _Source:
         self.directions = scan.affine[:3, :3] / self.spacing_mm
         # Outside the scanner's circle the file says -3024: no such tissue, so air.
         self.hu = np.clip(scan.image[..., 0], _AIR_HU, _BONE_HU)
-        self.organ = np.isin(scan.label, _LUNG_LABELS).astype(np.float32)
+        self.organs = [np.isin(scan.label, values).astype(np.float32) for values in classes]
 
     def subject(self, case_id: str, rng: np.random.Generator) -> Volume:
         """A labelled Volume with its own anatomy, grid and intensities."""
@@ -131,14 +150,19 @@ class _Source:
         spacing_mm = extent_mm / size * rng.uniform(0.96, 1.04, 3)
         where = self._source_voxels(rng, size, spacing_mm)
         hu = ndimage.map_coordinates(self.hu, where, order=1, mode="constant", cval=_AIR_HU, prefilter=False)
-        organ = ndimage.map_coordinates(self.organ, where, order=1, mode="constant", cval=0.0, prefilter=False)
+        shares = [
+            ndimage.map_coordinates(organ, where, order=1, mode="constant", cval=0.0, prefilter=False)
+            for organ in self.organs
+        ]
+        # The largest share wins, the background's included; of equal ones the first.
+        label = np.argmax([np.float32(1) - sum(shares), *shares], axis=0).astype(np.uint8)
         affine = np.eye(4)
         affine[:3, :3] = self.directions * spacing_mm
         affine[:3, 3] = -affine[:3, :3] @ ((size - 1) / 2)
         return Volume(
             case_id=case_id,
             image=_intensities(rng, hu)[..., None],
-            label=(organ > 0.5).astype(np.uint8),
+            label=label,
             spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])),
             affine=affine,
         )
@@ -192,13 +216,14 @@ class SimulateConfig:
     output: str = option("", "Folder to write the cohort to.")
     subjects: int = option(12, "Number of subjects; a third of them goes to test.list.", unit="subjects")
     seed: int = option(0, "Seed of everything random.")
+    classes: str = option("lungs", "Organs that the subjects are labelled with.", choices=tuple(COHORTS))
 
 
 def simulate(config: SimulateConfig) -> int:
     """The command."""
     if not config.output:
         raise OptionError("--output is needed: the folder to write the cohort to.")
-    output = make_quickstart(config.output, config.subjects, config.seed)
+    output = make_quickstart(config.output, config.subjects, config.seed, config.classes)
     sys.stdout.write(f"Quick-start cohort: {output}\n")
     return 0
 

@@ -19,6 +19,7 @@ from semisam_tf.data.orientation import AxisOrder, axis_code, axis_order
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.evaluation import largest_component
+from semisam_tf.inference.region import Locator, Region
 from semisam_tf.inference.run_folder import REMEDY, read_result, read_run
 from semisam_tf.inference.sliding_window import predict_probs
 from semisam_tf.models.registry import build_network
@@ -52,10 +53,13 @@ class Prediction:
     Attributes:
         probs: float32 [X, Y, Z, K]; sums to 1 over the classes.
         mask: uint8 [X, Y, Z]: their argmax, and of each class only the largest piece where the run says so.
+        region: Where the network looked. Everywhere, unless the run is coarse to fine: then all outside is background,
+            with probability 1.
     """
 
     probs: np.ndarray
     mask: np.ndarray
+    region: Region
 
 
 def flips_of(config: Config) -> str:
@@ -76,6 +80,8 @@ class Predictor:
             choice of them to mirror.
         window_batch: Windows in one call of the network.
         blend: "gaussian" trusts the middle of a window most; "uniform" is the plain mean.
+        coarse_model: The coarse network of a coarse-to-fine run. Without it such a run predicts crops and scans in the
+            training grid (`crop_probs`, `probs`), but no scan as loaded.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Predictor:
         flips: str = "",
         window_batch: int = 1,
         blend: str = WINDOW_BLEND,
+        coarse_model: keras.Model | None = None,
     ) -> None:
         self.config, self.overlap, self.orientation = config, overlap, orientation
         self.window_batch, self.blend = window_batch, blend
@@ -96,6 +103,7 @@ class Predictor:
             np.array(some, np.int32) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)
         ]
         self.preprocessing = preprocessing_of(config)
+        self.locator = None if coarse_model is None else Locator(config, coarse_model)
         self.channels = model.input_shape[-1]
         # Traced once per batch size: instance normalisation is faster where the size is known.
         self._forward = tf.function(lambda x: tf.nn.softmax(model(x, training=False)))
@@ -145,13 +153,27 @@ class Predictor:
             )
         order = self.axis_order(volume)
         turned = order.apply_to(dataclasses.replace(volume, label=None))
-        grid = self.preprocessing.to_training_grid(turned, self.config.n_classes)
-        probs = self.preprocessing.probs_to_own_grid(self.probs(grid.image, on_window), turned.size)
+        region = self._region(turned)
+        grid = self.preprocessing.to_training_grid(region.crop(turned), self.config.n_classes)
+        probs = self.preprocessing.probs_to_own_grid(self.probs(grid.image, on_window), region.size)
         mask = np.argmax(probs, axis=-1).astype(np.uint8)
         # Before turning back: which of two equal pieces stays must not depend on how the file is stored.
         mask = largest_component(mask) if self.config.largest_component else mask
+        probs, mask = region.paste_probs(probs, turned.size), region.paste(mask, turned.size)
         back = order.inverse
-        return Prediction(np.ascontiguousarray(back.apply(probs)), np.ascontiguousarray(back.apply(mask)))
+        return Prediction(
+            np.ascontiguousarray(back.apply(probs)),
+            np.ascontiguousarray(back.apply(mask)),
+            region.turned(back, turned.size),
+        )
+
+    def _region(self, volume: Volume) -> Region:
+        """Where to look in a scan that is turned as the model knows scans."""
+        if not self.config.coarse_to_fine:
+            return Region.whole(volume)
+        if self.locator is None:
+            raise ValueError("Expected a coarse network, since the run is coarse to fine. Received: coarse_model=None.")
+        return self.locator.locate(volume)
 
     def mask(self, volume: Volume) -> np.ndarray:
         """`predict(volume).mask`: uint8 [X, Y, Z]."""
@@ -187,7 +209,7 @@ def chosen_model(config: Config, wanted: str = "auto") -> str:
 
 
 def load_network(workdir: Path, record: dict[str, Any], which: str) -> keras.Model:
-    """The network of a run with its trained weights: `record` from `read_run`, `which` "student" or "teacher".
+    """The network of a run with its trained weights: `record` from `read_run`, `which` "student", "teacher", "coarse".
 
     Raises:
         ValueError: The weights are missing, damaged, or of another network.
@@ -199,6 +221,11 @@ def load_network(workdir: Path, record: dict[str, Any], which: str) -> keras.Mod
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"Expected the weights of the run in {path}. Received: {reason}. {REMEDY}") from error
     return model
+
+
+def load_coarse_network(workdir: Path, record: dict[str, Any]) -> keras.Model | None:
+    """The network that finds the organs, of a coarse-to-fine run; None of any other."""
+    return load_network(workdir, record, "coarse") if record["config"].coarse_to_fine else None
 
 
 def load_predictor(
@@ -239,5 +266,6 @@ def load_predictor(
         flips=flips,
         window_batch=window_batch,
         blend=blend,
+        coarse_model=load_coarse_network(workdir, record),
     )
     return predictor, which

@@ -96,7 +96,7 @@ def _outline(plane: np.ndarray, size_mm: np.ndarray) -> str:
         # A rim of background closes the outlines of what reaches the edge.
         inside = np.pad((plane == k).astype(np.float32), 1)
         for line in contourpy.contour_generator(z=inside).lines(0.5):
-            columns, rows = _simplified(line).T
+            columns, rows = _simplified(np.asarray(line)).T
             x, y = (columns - 0.5) * size_mm[1], height_mm - (rows - 0.5) * size_mm[0]
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
             parts.append(f"M{points}Z")
@@ -109,4 +109,4 @@ def _simplified(line: np.ndarray) -> np.ndarray:
     polyline.should_simplify = True
     polyline.simplify_threshold = _OUTLINE_TOLERANCE_VOX
     cleaned = polyline.cleaned(simplify=True)
-    return cleaned.vertices[cleaned.codes != Polyline.STOP]
+    return np.asarray(cleaned.vertices)[np.asarray(cleaned.codes) != Polyline.STOP]

@@ -98,6 +98,8 @@ def client_command(config: ClientConfig) -> int:
     answer = ask(endpoint, read_scan(Path(config.scan)), config.timeout_s)
     write_mask(Path(config.mask), answer.mask)
     sys.stdout.write(f"{config.mask}  confidence {answer.confidence:.3f}\n")
+    if not answer.located:
+        sys.stderr.write("warning: the coarse pass missed a class; the whole scan was segmented.\n")
     return 0
 
 

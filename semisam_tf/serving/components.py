@@ -11,6 +11,8 @@ import itertools
 
 import tensorflow as tf
 
+from semisam_tf.inference.region import PIECE_SHARE
+
 # The lines beside a line. Of two runs that touch, one begins no earlier than the other, and then it begins beside a
 # voxel of the other or one behind its last: looking from every run's first voxel at these finds every pair.
 _LINES = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if (dx, dy) != (0, 0)]
@@ -32,8 +34,18 @@ def largest_component(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
     return tf.while_loop(lambda k, _: k < n_classes, keep, start, parallel_iterations=1)[1]
 
 
-def _largest_piece(mask: tf.Tensor) -> tf.Tensor:
-    """bool [X, Y, Z] -> bool [X, Y, Z]."""
+def large_pieces(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
+    """`inference.region.large_pieces`: uint8 [X, Y, Z] -> bool [X, Y, Z]."""
+
+    def keep(k: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return k + 1, kept | _largest_piece(tf.equal(mask, tf.cast(k, tf.uint8)), PIECE_SHARE)
+
+    start = [tf.constant(1), tf.zeros_like(mask, tf.bool)]
+    return tf.while_loop(lambda k, _: k < n_classes, keep, start, parallel_iterations=1)[1]
+
+
+def _largest_piece(mask: tf.Tensor, share: float | None = None) -> tf.Tensor:
+    """bool [X, Y, Z] -> bool [X, Y, Z]; with `share` all pieces of at least that share of the largest one's voxels."""
     # An empty voxel around: steps over a border land in it.
     padded = tf.pad(mask, [[1, 1]] * 3)
     _, ny, nz = tf.unstack(tf.shape(padded, out_type=tf.int64))
@@ -47,7 +59,11 @@ def _largest_piece(mask: tf.Tensor) -> tf.Tensor:
         offsets = tf.stack([(dx * ny + dy) * nz for dx, dy in _LINES])
         piece = tf.gather(_roots(_edges(tf.boolean_mask(voxels, first), run_at, offsets), run[-1] + 1), run)
         size = tf.math.bincount(piece)
-        kept = tf.equal(piece, tf.argmax(size, output_type=tf.int32))
+        if share is None:
+            kept = tf.equal(piece, tf.argmax(size, output_type=tf.int32))
+        else:
+            voxels_of = tf.cast(size, tf.float64)
+            kept = tf.gather(voxels_of >= share * tf.reduce_max(voxels_of), piece)
         return tf.reshape(tf.scatter_nd(voxels[:, None], tf.cast(kept, tf.uint8), tf.shape(flat, tf.int64)) > 0,
                           tf.shape(padded))[1:-1, 1:-1, 1:-1]  # fmt: skip
 

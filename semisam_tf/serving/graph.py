@@ -10,7 +10,7 @@ import tensorflow as tf
 from semisam_tf.serving import nifti_file
 from semisam_tf.serving.checks import checked
 from semisam_tf.serving.nifti_orientation import axis_order
-from semisam_tf.serving.pipeline import Pipeline
+from semisam_tf.serving.pipeline import Pipeline, Segmentation
 
 
 class ServingModule(tf.Module):
@@ -26,7 +26,8 @@ class ServingModule(tf.Module):
     def __init__(self, pipeline: Pipeline, metadata: dict[str, Any], orientation: str | None = None) -> None:
         super().__init__(name="semisam")
         # The variables alone are saved: the Keras model would take its own, unused functions along.
-        self.weights = [variable.value for variable in pipeline.model.weights]
+        models = [pipeline.model] + ([] if pipeline.coarse_model is None else [pipeline.coarse_model])
+        self.weights = [variable.value for model in models for variable in model.weights]
         # `signatures` itself is a name that tf.saved_model keeps for itself.
         self.functions = signature_functions(pipeline, metadata, orientation)
 
@@ -41,6 +42,11 @@ def as_written(spacing_mm: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.cast(decimal, tf.float32) == spacing_mm, decimal, tf.cast(spacing_mm, tf.float64))
 
 
+def _located(found: Segmentation) -> dict[str, tf.Tensor]:
+    """One more output of coarse-to-fine runs: a whole scan instead of a region is not to go unsaid."""
+    return {} if found.located is None else {"located": found.located}
+
+
 def signature_functions(
     pipeline: Pipeline, metadata: dict[str, Any], orientation: str | None
 ) -> dict[str, tf.types.experimental.GenericFunction]:
@@ -52,7 +58,10 @@ def signature_functions(
         volume = checked(volume, (rank >= 3) & (rank <= 4), "a volume [X, Y, Z] or [X, Y, Z, C]", tf.shape(volume))
         with_channels = tf.concat([tf.shape(volume), [1]], axis=0)[:4]
         found = pipeline(tf.reshape(volume, with_channels), as_written(spacing_mm))
-        return {"mask": found.mask, "foreground_probability": found.foreground, "confidence": found.confidence}
+        return {
+            "mask": found.mask, "foreground_probability": found.foreground, "confidence": found.confidence,
+            **_located(found),
+        }  # fmt: skip
 
     def nifti(nifti_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """nifti_bytes: string scalar, a .nii or .nii.gz."""
@@ -64,7 +73,9 @@ def signature_functions(
             order = axis_order(header, orientation)
             found = pipeline(order.apply(volume), tf.gather(header.spacing_mm, order.permutation))
             mask = order.undo(found.mask)
-        return {"mask_bytes": nifti_file.write_mask(header, mask), "confidence": found.confidence}
+        return {
+            "mask_bytes": nifti_file.write_mask(header, mask), "confidence": found.confidence, **_located(found)
+        }  # fmt: skip
 
     names = tf.constant(["", *metadata])
     values = tf.constant([json.dumps(metadata), *map(json.dumps, metadata.values())])

@@ -33,6 +33,7 @@ def describe(workdir: Path, record: dict[str, Any], which: str, pipeline: Pipeli
         "orientation": record.get("orientation"),
         "clip_percentiles": [config.lower_percentile, config.upper_percentile],
         "window_vox": list(config.patch_size),
+        "coarse_to_fine": _coarse_to_fine(config),
         "overlap": pipeline.overlap,
         "blend": pipeline.blend,
         "largest_component": config.largest_component,
@@ -51,6 +52,18 @@ def describe(workdir: Path, record: dict[str, Any], which: str, pipeline: Pipeli
             "scan_vox": limits.scan_vox,
             "compressed_bytes": limits.compressed_bytes,
         },
+    }
+
+
+def _coarse_to_fine(config: Config) -> dict[str, Any] | None:
+    """How the region is found that the network sees; None where it sees the whole scan."""
+    if not config.coarse_to_fine:
+        return None
+    return {
+        "spacing_mm": list(config.coarse_spacing_mm),
+        "window_vox": list(config.coarse_patch_size),
+        "region_margin_mm": config.region_margin_mm,
+        "located": "false where the first pass missed a class and the whole scan was segmented",
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from semisam_tf.config import WINDOW_BLEND, WINDOW_OVERLAP, Config
-from semisam_tf.serving import components, normalising, resampling, windows
+from semisam_tf.serving import components, normalising, region, resampling, windows
 from semisam_tf.serving.checks import checked
 
 # Rows along X that go back to the scan's own grid at a time: all K classes of a whole scan never lie in memory there.
@@ -39,11 +40,14 @@ class Segmentation:
         mask: uint8 [X, Y, Z], class of each voxel.
         foreground: float32 [X, Y, Z] in [0, 1], probability of not being background.
         confidence: float32 scalar in [0, 1]; see `soft_dice`.
+        located: Of coarse-to-fine runs: bool scalar, False where the coarse pass missed a class and the network looked
+            everywhere. None of other runs.
     """
 
     mask: tf.Tensor
     foreground: tf.Tensor
     confidence: tf.Tensor
+    located: tf.Tensor | None
 
 
 class Pipeline:
@@ -55,6 +59,7 @@ class Pipeline:
         overlap: Share of a window that neighbouring windows have in common.
         blend: "uniform" or "gaussian" weights of a window's voxels.
         limits: What a request may ask for.
+        coarse_model: The coarse network; exactly of coarse-to-fine runs.
     """
 
     def __init__(
@@ -64,15 +69,40 @@ class Pipeline:
         overlap: float = WINDOW_OVERLAP,
         blend: str = WINDOW_BLEND,
         limits: Limits | None = None,
+        coarse_model: keras.Model | None = None,
     ) -> None:
+        if config.coarse_to_fine != (coarse_model is not None):
+            raise ValueError(
+                "Expected a coarse network exactly where the run is coarse to fine. Received: "
+                f"coarse_to_fine={config.coarse_to_fine}, coarse_model={coarse_model}."
+            )
         self.config, self.overlap, self.blend, self.limits = config, overlap, blend, limits or Limits()
-        self.model = model
+        self.model, self.coarse_model = model, coarse_model
         self.channels = model.input_shape[-1]
 
     def __call__(self, image: tf.Tensor, spacing_mm: tf.Tensor) -> Segmentation:
         """float32 [X, Y, Z, C] and float64 [3] -> Segmentation."""
-        image, training_size = self._checked(image, spacing_mm)
+        image, spacing_mm = self._checked(image, spacing_mm)
+        if self.coarse_model is None:
+            mask, foreground = self._segment(image, spacing_mm)
+            return Segmentation(mask, foreground, soft_dice(mask, foreground), None)
+        size = tf.shape(image)[:3]
+        found = self._locate(image, size, spacing_mm)
+        mask, foreground = (found.paste(part, size) for part in self._segment(found.crop(image), spacing_mm))
+        return Segmentation(mask, foreground, soft_dice(mask, foreground), found.found)
+
+    def _locate(self, image: tf.Tensor, size: tf.Tensor, spacing_mm: tf.Tensor) -> region.Region:
+        config = self.config
+        scan = normalising.normalise(image, config.lower_percentile, config.upper_percentile)
+        coarse_size = self._size_at(size, spacing_mm, config.coarse_spacing_mm)
+        return region.locate(config, self.coarse_model, scan, coarse_size, size, spacing_mm)
+
+    def _segment(self, image: tf.Tensor, spacing_mm: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """float32 [X, Y, Z, C] and float64 [3] -> mask uint8 and foreground float32, [X, Y, Z]."""
         config, own_size = self.config, tf.shape(image)[:3]
+        training_size = own_size
+        if config.training_spacing_mm:
+            training_size = self._size_at(own_size, spacing_mm, config.training_spacing_mm)
         scan = normalising.normalise(image, config.lower_percentile, config.upper_percentile)
         scan = tf.transpose(resampling.resample(scan, training_size), [1, 2, 3, 0])
         scan = tf.ensure_shape(scan, [None, None, None, self.channels])
@@ -82,10 +112,10 @@ class Pipeline:
         mask, foreground = to_own_grid(tf.transpose(probs, [3, 0, 1, 2]), own_size)
         if config.largest_component:
             mask = components.largest_component(mask, config.n_classes)
-        return Segmentation(mask, foreground, soft_dice(mask, foreground))
+        return mask, foreground
 
     def _checked(self, image: tf.Tensor, spacing_mm: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The image, and the size of its training grid, int32 [3]."""
+        """The image and its spacing, after what can be said against them."""
         size = tf.shape(image)
         size = checked(
             size, tf.equal(size[3], self.channels), f"{self.channels} image channels, as in training", size[3]
@@ -102,13 +132,15 @@ class Pipeline:
             "spacing_mm to be three voxel sizes above 0 mm",
             spacing_mm,
         )
-        training_size = size
-        if self.config.training_spacing_mm:
-            want = tf.constant(self.config.training_spacing_mm, tf.float64)
-            # tf.round rounds halves to even numbers, as Python does; float64, so that the halves are the same.
-            training_size = tf.maximum(tf.ones([3], tf.float64), tf.round(size * spacing_mm / want))
-            training_size = self._checked_size(training_size, "a scan that in the training spacing has")
-        return image, tf.cast(training_size, tf.int32)
+        return image, spacing_mm
+
+    def _size_at(self, size: tf.Tensor, spacing_mm: tf.Tensor, wanted_mm: Sequence[float]) -> tf.Tensor:
+        """`geometry.resampled_size`: int32 [3] -> int32 [3]."""
+        extent_mm = tf.cast(size, tf.float64) * spacing_mm
+        # tf.round rounds halves to even numbers, as Python does; float64, so that the halves are the same.
+        found = tf.maximum(tf.ones([3], tf.float64), tf.round(extent_mm / tf.constant(wanted_mm, tf.float64)))
+        text = "a scan that in the training spacing has"
+        return tf.cast(self._checked_size(found, text), tf.int32)
 
     def _checked_size(self, size: tf.Tensor, what: str) -> tf.Tensor:
         """float64 [3], which no product overflows."""

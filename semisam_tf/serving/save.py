@@ -47,7 +47,9 @@ class SaveConfig:
     max_compressed_mib: int = option(
         128, "Larger .nii.gz are refused; one may unpack to 1032 times its size, at most 2 GiB.", unit="MiB"
     )
-    onnx: bool = option(False, "Also write the network as assets.extra/network.onnx, compared with Keras.")
+    onnx: bool = option(
+        False, "Also write the network as assets.extra/network.onnx (a coarse one as coarse.onnx), compared with Keras."
+    )
 
 
 def save(config: SaveConfig) -> Path:
@@ -62,7 +64,7 @@ def save(config: SaveConfig) -> Path:
         RuntimeError: The saved graph does not say what the Python pipeline says; nothing is left of it.
     """
     _check(config)
-    from semisam_tf.inference.predictor import Predictor, chosen_model, load_network
+    from semisam_tf.inference.predictor import Predictor, chosen_model, load_coarse_network, load_network
     from semisam_tf.inference.run_folder import read_result, read_run
     from semisam_tf.serving.folder import next_version, write_server_files
     from semisam_tf.serving.metadata import describe
@@ -74,9 +76,10 @@ def save(config: SaveConfig) -> Path:
     run, orientation = record["config"], record.get("orientation")
     which = chosen_model(run, config.model)
     read_result(workdir)
-    model = load_network(workdir, record, which)
+    model, coarse = load_network(workdir, record, which), load_coarse_network(workdir, record)
     limits = Limits(config.max_axis_vox, config.max_scan_vox, config.max_compressed_mib * 1024**2)
-    pipeline = Pipeline(run, model, config.overlap, config.blend, limits)
+    pipeline = Pipeline(run, model, config.overlap, config.blend, limits, coarse)
+    predictor = Predictor(run, model, config.overlap, blend=config.blend, orientation=orientation, coarse_model=coarse)
     metadata = describe(workdir, record, which, pipeline, name)
     output.mkdir(parents=True, exist_ok=True)
     version = next_version(output)
@@ -84,7 +87,7 @@ def save(config: SaveConfig) -> Path:
     partial = output / f".partial.{os.getpid()}.{version}"
     try:
         _write(partial, pipeline, model, metadata | {"version": version}, orientation, config.onnx)
-        _compare(partial, Predictor(run, model, config.overlap, blend=config.blend, orientation=orientation))
+        _compare(partial, predictor)
         write_server_files(output, name)
         partial.rename(output / str(version))
     finally:
@@ -152,28 +155,48 @@ def _write(
     if onnx:
         from semisam_tf.serving.onnx_network import write_onnx
 
-        metadata = metadata | {"onnx_difference": write_onnx(extra / "network.onnx", model, window, metadata)}
+        difference = write_onnx(extra / "network.onnx", model, window, metadata)
+        if pipeline.coarse_model is not None:
+            coarse_window = pipeline.config.coarse_patch_size
+            coarse = write_onnx(extra / "coarse.onnx", pipeline.coarse_model, coarse_window, metadata)
+            difference = max(difference, coarse)
+        metadata = metadata | {"onnx_difference": difference}
     write_json(extra / "model.json", metadata)
 
 
 def _compare(folder: Path, predictor: Any) -> None:
-    """Holds the graph, as a server will load it, against the Python pipeline on a scan of several windows."""
+    """Holds the graph, as a server will load it, against the Python pipeline.
+
+    On a scan of several windows. Of a coarse-to-fine run also on smooth ones as large as the coarse window, in some of
+    which its network finds something: in noise it seldom does.
+    """
     import numpy as np
     import tensorflow as tf
+    from absl import logging
 
+    from semisam_tf import geometry
     from semisam_tf.data.volumes import Volume
 
     config = predictor.config
-    size = [n + n // 4 for n in config.patch_size]
-    image = np.random.default_rng(1).normal(size=(*size, predictor.channels)).astype(np.float32)
+    rng = np.random.default_rng(1)
     # Coarser and finer than the training grid.
     x, y, z = np.asarray(config.training_spacing_mm or (1.0, 1.0, 1.0)) * (1.25, 1.0, 0.75)
-    # Without orientation, as `serving_default` has none.
-    volume = Volume("comparison", image, None, (x, y, z), np.eye(4), has_orientation=False)
-    expected = predictor.predict(volume).probs[..., 1:].sum(-1)
+    images = [rng.normal(size=(*(n + n // 4 for n in config.patch_size), predictor.channels))]
+    if config.coarse_to_fine:
+        extent_mm = np.multiply(config.coarse_patch_size, config.coarse_spacing_mm)
+        size = np.clip(np.round(extent_mm / (x, y, z)), 1, 2 * np.asarray(config.patch_size)).astype(int)
+        images += [geometry.resample(rng.normal(size=(4, 4, 4, predictor.channels)), size) for _ in range(3)]
     signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    found = signature(volume=tf.constant(image), spacing_mm=tf.constant([x, y, z], tf.float32))
-    worst = float(np.abs(found["foreground_probability"].numpy() - expected).max())
+    worst, located = 0.0, 0
+    for image in (values.astype(np.float32) for values in images):
+        # Without orientation, as `serving_default` has none.
+        volume = Volume("comparison", image, None, (x, y, z), np.eye(4), has_orientation=False)
+        expected = predictor.predict(volume)
+        found = signature(volume=tf.constant(image), spacing_mm=tf.constant([x, y, z], tf.float32))
+        difference = found["foreground_probability"].numpy() - expected.probs[..., 1:].sum(-1)
+        worst, located = max(worst, float(np.abs(difference).max())), located + expected.region.found
+    if config.coarse_to_fine:
+        logging.info("Compared on %d scans; in %d the coarse pass found a region.", len(images), located)
     if not worst <= _TOLERANCE:
         raise RuntimeError(
             f"Expected the saved graph to agree with the Python pipeline to {_TOLERANCE} in probability. "

@@ -44,10 +44,11 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """`mask`: bytes of a .nii; `confidence` in [0, 1]."""
+    """`mask`: bytes of a .nii; `confidence` in [0, 1]; `located`: False where a coarse pass missed a class."""
 
     mask: bytes
     confidence: float
+    located: bool = True
 
 
 # What is asked: endpoint, scan's bytes, seconds left.
@@ -118,7 +119,8 @@ def ask_rest(endpoint: Endpoint, scan: bytes, timeout_s: float) -> Answer:
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             outputs = json.load(response)["outputs"]
-        return Answer(base64.b64decode(outputs["mask_bytes"]["b64"]), float(outputs["confidence"]))
+        mask, confidence = base64.b64decode(outputs["mask_bytes"]["b64"]), float(outputs["confidence"])
+        return Answer(mask, confidence, bool(outputs.get("located", True)))
     except urllib.error.HTTPError as error:
         text = _rest_error(error.read())
         if error.code in (502, 503, 504):
@@ -165,7 +167,8 @@ def ask_grpc(endpoint: Endpoint, scan: bytes, timeout_s: float) -> Answer:
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServerError(_too_slow(address, timeout_s)) from error
             raise ServerError(readable(text) or f"{address} answered {code}.") from error
-    return Answer(outputs["mask_bytes"].string_val[0], float(outputs["confidence"].float_val[0]))
+    located = bool(outputs["located"].bool_val[0]) if "located" in outputs else True
+    return Answer(outputs["mask_bytes"].string_val[0], float(outputs["confidence"].float_val[0]), located)
 
 
 def readable(text: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from semisam_tf.data.orientation import common_axis_code
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.splits import Split, split_of
 from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.region import COARSE_FOLDER
 from semisam_tf.inference.run_folder import read_result
 from semisam_tf.options import OptionError
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
+from semisam_tf.training.coarse import CoarseStage
 from semisam_tf.training.live_report import LiveReport
 from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.pseudolabels import targets_sha256
@@ -34,35 +37,45 @@ from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
 from semisam_tf.workdir import RESULT_FILE
 
+# Cuts a scan, as loaded, before it is brought to the training grid.
+Crop = Callable[[Volume], Volume]
+
 
 def due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens after `step` steps of `last`."""
     return step % every == 0 or step == last
 
 
-def load_labelled(config: Config, case_ids: Sequence[str], labels: LabelAccess) -> list[Volume]:
+def load_labelled(
+    config: Config, case_ids: Sequence[str], labels: LabelAccess, crop: Crop | None = None
+) -> list[Volume]:
     """Scans with their labels, in the training grid."""
-    return load_cohort(config.data_dir, case_ids, with_label=labels, **grid_of(config))
+    return load_cohort(config.data_dir, case_ids, with_label=labels, crop=crop, **grid_of(config))
 
 
-def load_unlabelled(config: Config, case_ids: Sequence[str]) -> list[Volume]:
+def load_unlabelled(config: Config, case_ids: Sequence[str], crop: Crop | None = None) -> list[Volume]:
     """Scans without any label, in the training grid."""
-    return load_cohort(config.data_dir, case_ids, with_label=False, **grid_of(config))
+    return load_cohort(config.data_dir, case_ids, with_label=False, crop=crop, **grid_of(config))
 
 
-def load_data(config: Config, split: Split, labels: LabelAccess) -> tuple[list[Volume], list[Volume]]:
+def load_data(
+    config: Config, split: Split, labels: LabelAccess, crop: Crop | None = None
+) -> tuple[list[Volume], list[Volume]]:
     """Labelled scans with labels and unlabelled scans without, in the training grid.
 
     Unlabelled scans are not loaded where nothing learns from them (`Config.labelled_items`).
+
+    Args:
+        crop: What each scan is cut to before it is brought to the training grid; None: nothing.
     """
-    labelled = load_labelled(config, split.labelled, labels)
+    labelled = load_labelled(config, split.labelled, labels, crop)
     if config.labelled_items() == config.batch_size:
         return labelled, []
     if not split.unlabelled:
         raise OptionError(
             "No case is unlabelled: lower --labeled, or train with --method=supervised and --sam_mode=off."
         )
-    unlabelled = load_unlabelled(config, split.unlabelled)
+    unlabelled = load_unlabelled(config, split.unlabelled, crop)
     check_channels([*labelled, *unlabelled])
     return labelled, unlabelled
 
@@ -92,13 +105,19 @@ def train_once(config: Config) -> dict[str, Any]:
         logging.warning("SAM will not teach: --sam_start_step=%d is not below --max_steps.", config.sam_start_step)
     workdir = Path(config.workdir)
     augment = augment_config(config.augment, on=config.augment_on, off=config.augment_off)
+    if augment.flip and config.n_classes > 2:
+        logging.warning(
+            "Training mirrors scans along %s: organs that are mirror images of each other, as left and right lung, "
+            "cannot be told apart then; --augment_off=flip.", augment.flip,
+        )  # fmt: skip
     with checkpoint.locked(workdir):
-        for folder in (workdir, workdir / "checkpoints"):
+        for folder in (workdir, workdir / COARSE_FOLDER):
             sweep(folder)
+            sweep(folder / "checkpoints")
         if config.quickstart_cohort:
             from semisam_tf.data.simulate import make_quickstart
 
-            make_quickstart(config.data_dir)
+            make_quickstart(config.data_dir, classes=config.cohort_classes)
         split = split_of(config)
         facts: dict[str, Any] = {"labelled": list(split.labelled), "unlabelled": list(split.unlabelled)}
         if config.labelled_items() == config.batch_size:
@@ -114,22 +133,25 @@ def train_once(config: Config) -> dict[str, Any]:
         record.check_same_run(config, facts)
         logging.info("Reading scans of %s.", config.data_dir)
         ledger = LabelLedger(workdir, record.run_id(config))
-        labelled, unlabelled = load_data(config, split, ledger.access("training"))
+        coarse = None
+        if config.coarse_to_fine:
+            low = dataclasses.replace(config, training_spacing_mm=config.coarse_spacing_mm)
+            scans = load_data(low, split, ledger.access("crops"))
+            _write_record(config, facts, [*scans[0], *scans[1]], ledger)
+            coarse = CoarseStage(config, scans[0], _run)
+        crop = None if coarse is None else coarse.crop
+        labelled, unlabelled = load_data(config, split, ledger.access("training"), crop)
         oracle = None
         if config.oracle_prompts:
-            oracle = OraclePrompts.load(config, split.unlabelled, ledger, **grid_of(config))
-        facts["scans"] = {volume.case_id: volume.content for volume in [*labelled, *unlabelled]}
-        record.check_same_scans(config, facts["scans"])
+            oracle = OraclePrompts.load(config, split.unlabelled, ledger, crop=crop, **grid_of(config))
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
         channels = labelled[0].image.shape[-1]
         if sessions and config.sam_channel >= channels:
             raise OptionError(f"--sam_channel: expected less than the scans' {channels} channels.")
-        orientation = common_axis_code([*labelled, *unlabelled])
-        if orientation is None:
-            logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
-        record.write(config, channels, facts, orientation, ledger.mark())
+        if coarse is None:
+            _write_record(config, facts, [*labelled, *unlabelled], ledger)
         training = Training.build(config, channels, labelled, unlabelled, sessions, oracle)
         training.restore()
         training.require_room()
@@ -145,12 +167,21 @@ def train_once(config: Config) -> dict[str, Any]:
         )
         report = LiveReport(training)
         _run(training, stream, report)
-        result = _finish(training, ledger)
+        result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})
         report.write_last()
         return result
 
 
-def _run(training: Training, stream: TwoStream, report: LiveReport) -> None:
+def _write_record(config: Config, facts: dict[str, Any], volumes: Sequence[Volume], ledger: LabelLedger) -> None:
+    facts["scans"] = {volume.case_id: volume.content for volume in volumes}
+    record.check_same_scans(config, facts["scans"])
+    orientation = common_axis_code(volumes)
+    if orientation is None:
+        logging.info("Training scans have no common orientation on file: predict will take scans in file order.")
+    record.write(config, volumes[0].image.shape[-1], facts, orientation, ledger.mark())
+
+
+def _run(training: Training, stream: TwoStream, report: LiveReport | None = None) -> None:
     config, last = training.config, training.config.max_steps
     pending: list[dict[str, tf.Tensor]] = []
     with (
@@ -177,10 +208,12 @@ def _run(training: Training, stream: TwoStream, report: LiveReport) -> None:
             if log_now:
                 _log_progress(training, means, len(pending) / elapsed, waited / elapsed)
                 board.scalars(step, means, schedule, training.sam.summary() if training.sam else {})
-            report.record(means, schedule)
+            if report is not None:
+                report.record(means, schedule)
             if save_now:
                 training.save()
-                report.write()
+                if report is not None:
+                    report.write()
             pending.clear()
 
 
@@ -215,14 +248,14 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
     )  # fmt: skip
 
 
-def _finish(training: Training, ledger: LabelLedger) -> dict[str, Any]:
+def _finish(training: Training, ledger: LabelLedger, more: dict[str, Any]) -> dict[str, Any]:
     workdir = Path(training.config.workdir)
     for name, model in training.networks().items():
         # Keras writes HDF5, which takes the process down with it on a full disk.
         require_room(workdir, 2 * model.count_params() * 4 + 2**20)
         with replacing(workdir / f"{name}.weights.h5") as temporary:
             model.save_weights(temporary)
-    result = training.result() | {"label_ledger": ledger.mark()}
+    result = training.result() | more | {"label_ledger": ledger.mark()}
     write_json(workdir / RESULT_FILE, result)
     logging.info("Finished %d steps in %.0f s; weights in %s.", training.step, training.duration_s, workdir)
     return result

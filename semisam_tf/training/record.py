@@ -14,6 +14,7 @@ from typing import Any
 from semisam_tf import __version__
 from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
+from semisam_tf.inference.region import COARSE_FOLDER
 from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.options import OptionError
 from semisam_tf.workdir import RESULT_FILE, RUN_FILE
@@ -32,7 +33,8 @@ _MAY_CHANGE = frozenset(
 def begun(config: Config) -> dict[str, Any] | None:
     """The record of the run in the workdir, if it has anything to go on from; None for a fresh or failed start."""
     workdir = Path(config.workdir)
-    has_state = (workdir / RESULT_FILE).is_file() or any((workdir / "checkpoints").glob("step_*.h5"))
+    folders = (workdir / "checkpoints", workdir / COARSE_FOLDER / "checkpoints")
+    has_state = (workdir / RESULT_FILE).is_file() or any(any(folder.glob("step_*.h5")) for folder in folders)
     return read_run(workdir) if has_state else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from semisam_tf import geometry
+from semisam_tf.config import Config
 from semisam_tf.data import simulate
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.simulate import COHORT_FILE, make_quickstart
@@ -70,7 +72,7 @@ def test_no_band_of_intensities_is_the_organ(subjects: list[Volume]) -> None:
 
 
 def test_the_deformation_does_not_fold(subjects: list[Volume]) -> None:
-    source = simulate._Source()
+    source = simulate._Source(simulate.COHORTS["lungs"])
     for number in range(12):
         rng = np.random.default_rng([0, number])
         size = rng.integers((100, 100, 30), (117, 117, 37))
@@ -89,6 +91,50 @@ def test_a_finished_cohort_is_left_alone_and_a_broken_one_is_made_again(cohort: 
     make_quickstart(cohort, subjects=6)
     assert label.read_bytes() == whole
     assert image.stat().st_mtime_ns != before
+
+
+def test_other_organs_of_the_same_scans(subjects: list[Volume], tmp_path: Path) -> None:
+    """Where each class lies in the world tells whether it is what its number says."""
+    make_quickstart(tmp_path, subjects=3, classes="lungs_and_spine")
+    for lungs in subjects[:3]:
+        scan = load_volume(find_case(tmp_path, lungs.case_id), with_label=True)
+        assert scan.label is not None
+        np.testing.assert_array_equal(scan.image, lungs.image)
+        assert set(np.unique(scan.label)) == {0, 1, 2, 3}
+        # Half of an interpolated border may go to a neighbour class instead of the background, no more.
+        assert dice(np.isin(scan.label, (1, 2)), lungs.label == 1) > 0.99
+        left, right, spine = (
+            (scan.affine @ [*np.argwhere(scan.label == k).mean(axis=0), 1])[:3] for k in (1, 2, 3)
+        )  # millimetres to the right, to the front, up
+        assert left[0] < spine[0] - 20 < spine[0] + 20 < right[0]
+        assert spine[1] < min(left[1], right[1])
+
+
+def test_a_small_organ(subjects: list[Volume], tmp_path: Path) -> None:
+    make_quickstart(tmp_path, subjects=3, classes="lumbar_spine")
+    for lungs in subjects[:3]:
+        scan = load_volume(find_case(tmp_path, lungs.case_id), with_label=True)
+        assert scan.label is not None
+        assert 0.002 < (scan.label == 1).mean() < 0.01
+        # Below the lungs.
+        assert np.argwhere(scan.label)[:, 2].mean() < np.argwhere(lungs.label)[:, 2].mean()
+
+
+def test_config_knows_every_cohort() -> None:
+    (field,) = (field for field in dataclasses.fields(Config) if field.name == "cohort_classes")
+    assert field.metadata["choices"] == tuple(simulate.COHORTS)
+
+
+def test_a_cohort_of_an_older_version_had_the_lungs(cohort: Path) -> None:
+    record = json.loads((cohort / COHORT_FILE).read_text())
+    del record["classes"]
+    (cohort / COHORT_FILE).write_text(json.dumps(record))
+    before = (cohort / "subject_01" / "image.nii.gz").stat().st_mtime_ns
+    make_quickstart(cohort, subjects=6)
+    assert (cohort / "subject_01" / "image.nii.gz").stat().st_mtime_ns == before
+    make_quickstart(cohort, subjects=6, classes="lumbar_spine")
+    assert (cohort / "subject_01" / "image.nii.gz").stat().st_mtime_ns != before
+    make_quickstart(cohort, subjects=6)
 
 
 def test_the_seed_decides(cohort: Path, tmp_path: Path) -> None:
@@ -123,6 +169,8 @@ def _raise(*unused: object) -> None:
 def test_impossible_cohorts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="subjects=2"):
         make_quickstart(tmp_path, subjects=2)
+    with pytest.raises(ValueError, match="classes='heart'"):
+        make_quickstart(tmp_path, classes="heart")
     with pytest.raises(ValueError, match="seed=-1"):
         make_quickstart(tmp_path, seed=-1)
 

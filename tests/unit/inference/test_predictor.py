@@ -141,6 +141,44 @@ def test_the_probabilities_decide_the_mask_and_windows_are_counted():
     np.testing.assert_allclose(prediction.probs, Predictor(CONFIG, leaning()).predict(noise()).probs, atol=1e-6)
 
 
+def always_foreground():
+    """Logits that call every voxel foreground."""
+    image = keras.Input((None, None, None, 1))
+    layer = keras.layers.Conv3D(2, 1)
+    model = keras.Model(image, layer(image))
+    layer.set_weights([np.zeros((1, 1, 1, 1, 2), np.float32), np.array([0, 20], np.float32)])
+    return model
+
+
+COARSE = dataclasses.replace(
+    CONFIG, coarse_to_fine=True, coarse_spacing_mm=(2.0, 2.0, 1.5), coarse_patch_size=(16, 16, 16), region_margin_mm=2.0
+)
+
+
+@pytest.mark.parametrize("code", ["RAS", "LAS", "PSR", "ILA"])
+def test_a_coarse_to_fine_run_looks_at_the_region_alone(code):
+    """However the scan is stored: the fine network answers foreground everywhere, and so its mask is the region."""
+    predictor = Predictor(COARSE, always_foreground(), orientation="RAS", coarse_model=bright_is_foreground())
+    order = axis_order("RAS", code)
+    stored = order.apply_to(scan())
+    windows = []
+    prediction = predictor.predict(stored, lambda done, total: windows.append(total))
+    inside = np.zeros(scan().size, np.uint8)
+    inside[2:14, 4:20, 0:16] = 1  # the bright box of 8 x 12 x 8 voxels, on the coarse grid, and 2 mm around it
+    np.testing.assert_array_equal(prediction.mask, order.apply(inside))
+    np.testing.assert_array_equal(prediction.probs[..., 1] > 0.5, order.apply(inside) == 1)
+    np.testing.assert_array_equal(prediction.probs[prediction.mask == 0], [[1, 0]] * int((inside == 0).sum()))
+    marked = np.zeros(stored.size, np.uint8)
+    marked[prediction.region.place] = 1
+    np.testing.assert_array_equal(marked, prediction.mask)
+    assert windows[-1] == 1
+
+
+def test_a_coarse_to_fine_run_needs_its_coarse_network():
+    with pytest.raises(ValueError, match="coarse_model=None"):
+        Predictor(COARSE, always_foreground()).predict(scan())
+
+
 def test_blend_reaches_the_windows():
     gaussian, uniform = (Predictor(CONFIG, leaning(), blend=b).probs(noise().image) for b in ("gaussian", "uniform"))
     expected = predict_probs(Predictor(CONFIG, leaning()).crop_probs, noise().image, (16, 16, 16), blend="uniform")

@@ -11,12 +11,19 @@ from semisam_tf.serving.graph import ServingModule
 from semisam_tf.serving.pipeline import Limits, Pipeline, soft_dice
 
 
-def served(config, channels=1, limits=None):
-    model = network_of(config, channels, "teacher")
+def network(config, channels, name, background=0.0):
+    """Random weights, sure of themselves; the higher `background`, the less foreground."""
+    model = network_of(config, channels, name)
     kernel, bias = model.get_layer("out_conv").get_weights()
-    model.get_layer("out_conv").set_weights([kernel * 20, bias * 0])
-    module = ServingModule(Pipeline(config, model, limits=limits), {"classes": config.n_classes})
-    return module, Predictor(config, model)
+    model.get_layer("out_conv").set_weights([kernel * 20, bias * 0 + background * (np.arange(len(bias)) == 0)])
+    return model
+
+
+def served(config, channels=1, limits=None, background=0.0):
+    model = network(config, channels, "teacher")
+    coarse = network(config, channels, "coarse", background) if config.coarse_to_fine else None
+    module = ServingModule(Pipeline(config, model, limits=limits, coarse_model=coarse), {"classes": config.n_classes})
+    return module, Predictor(config, model, coarse_model=coarse)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +65,31 @@ def test_three_classes_two_channels_and_no_training_spacing(runs):
     config = Config(**runs.CONFIG | {"n_classes": 3, "training_spacing_mm": (), "normalisation": "batch"})
     expected = agree(*served(config, channels=2), runs.scan((21, 18, 20), channels=2), (1.0, 1.0, 1.0))
     assert len(np.unique(expected.mask)) >= 2
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def coarse_to_fine(runs, request):
+    """Of two and three classes. The coarse network is made to find little."""
+    config = Config(
+        **runs.CONFIG, coarse_to_fine=True, coarse_spacing_mm=(3.0, 3.0, 3.0), coarse_patch_size=(16, 16, 16),
+        region_margin_mm=2.3, n_classes=request.param,
+    )  # fmt: skip
+    return served(config, background=COARSE_BACKGROUND[request.param])
+
+
+COARSE_BACKGROUND = {2: 12.0, 3: 6.0}
+
+
+@pytest.mark.parametrize(("size", "seed"), [((40, 35, 30), 0), ((33, 50, 41), 1), ((28, 31, 60), 2), ((9, 8, 7), 3)])
+def test_coarse_to_fine_says_what_python_says(coarse_to_fine, runs, size, seed):
+    module, predictor = coarse_to_fine
+    image = runs.scan(size, seed=seed)
+    expected = agree(module, predictor, image, (0.9, 1.1, 1.0))
+    found = module.functions["serving_default"](tf.constant(image), tf.constant([0.9, 1.1, 1.0]))
+    assert bool(found["located"]) == expected.region.found
+    outside = np.ones(size, bool)
+    outside[expected.region.place] = False
+    assert not found["foreground_probability"].numpy()[outside].any()
 
 
 def test_half_voxels_round_as_in_python(plain, runs):

@@ -10,14 +10,44 @@ from semisam_tf import geometry
 from semisam_tf.config import WINDOW_BLENDS
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.inference.evaluation import largest_component
+from semisam_tf.inference.region import box_around, large_pieces
 from semisam_tf.inference.sliding_window import predict_probs
-from semisam_tf.serving import components, normalising, resampling, windows
+from semisam_tf.serving import components, normalising, region, resampling, windows
 
 SIZES = st.tuples(*[st.integers(1, 9)] * 3)
 MATRIX = tf.function(resampling.resampling_matrix, input_signature=[tf.TensorSpec([], tf.int32)] * 2, autograph=False)
 LARGEST = tf.function(
     lambda mask: components.largest_component(mask, 3), input_signature=[tf.TensorSpec([None] * 3, tf.uint8)]
 )
+
+LARGE = tf.function(
+    lambda mask: components.large_pieces(mask, 3), input_signature=[tf.TensorSpec([None] * 3, tf.uint8)]
+)
+BOX = tf.function(region.box_around)
+
+
+@given(size=SIZES, share=st.floats(0, 0.4), seed=st.integers(0, 99))
+def test_large_pieces_are_those_of_numpy(size, share, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.integers(1, 3, size).astype(np.uint8) * (rng.random(size) < share)
+    np.testing.assert_array_equal(LARGE(tf.constant(mask)), large_pieces(mask))
+
+
+@given(
+    coarse=SIZES,
+    size=st.tuples(*[st.integers(1, 40)] * 3),
+    spacing_mm=st.tuples(*[st.sampled_from([0.1, 0.3, 0.625, 1.0, 1.7, 3.3])] * 3),
+    margin_mm=st.sampled_from([0.0, 0.3, 1.0, 2.5, 1e9]),
+    seed=st.integers(0, 99),
+)
+def test_box_is_that_of_python(coarse, size, spacing_mm, margin_mm, seed):
+    found = np.random.default_rng(seed).random(coarse) < 0.1
+    found[tuple(n // 2 for n in coarse)] = True
+    low, high = BOX(
+        tf.constant(found), tf.constant(size), tf.constant(spacing_mm, tf.float64), tf.constant(margin_mm, tf.float64)
+    )
+    expected = box_around(found, size, spacing_mm, margin_mm)
+    assert (tuple(low.numpy()), tuple(high.numpy())) == (expected.low, expected.high)
 
 
 @given(size_in=st.integers(1, 40), size_out=st.integers(1, 40))

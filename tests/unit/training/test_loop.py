@@ -1,6 +1,7 @@
 """Cadence, non-finite losses, and that the labels of unlabelled scans reach nothing."""
 
 import dataclasses
+import logging
 import shutil
 
 import h5py
@@ -10,7 +11,10 @@ import tensorflow as tf
 
 from semisam_tf.config import Config
 from semisam_tf.data.label_access import outside_runs
-from semisam_tf.training.loop import _finite_means, due, load_data, split_of
+from semisam_tf.data.splits import split_of
+from semisam_tf.options import OptionError
+from semisam_tf.training.loop import _finite_means, due, load_data
+from semisam_tf.training.rounds import train
 
 
 def test_due():
@@ -90,3 +94,19 @@ def test_labelled_names_from_a_file(cohort, tmp_path):
     names.write_text("c\n")
     split = split_of(config_of(cohort, labeled=str(names)))
     assert (tuple(split.labelled), tuple(split.unlabelled)) == (("c",), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"n_classes": 3, "augment": "paper"}, True),
+        ({"n_classes": 3, "augment": "paper", "augment_off": "flip"}, False),
+        ({"n_classes": 3, "augment": "strong"}, False),
+        ({"n_classes": 2, "augment": "paper"}, False),
+    ],
+)
+def test_mirrored_scans_of_several_organs_are_warned_of(tmp_path, caplog, changes, warned):
+    config = Config(data_dir=str(tmp_path), workdir=str(tmp_path / "run"), **changes)
+    with caplog.at_level(logging.WARNING, "absl"), pytest.raises(OptionError, match=r"train\.list"):
+        train(config)
+    assert ("mirrors scans along xy" in caplog.text) == warned

@@ -1,0 +1,154 @@
+"""A coarse-to-fine run as its user has it: killed and resumed, scored, and saved for serving."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from semisam_tf.data.volumes import find_case, load_volume
+from semisam_tf.evaluate import EvaluateConfig, evaluate
+from semisam_tf.inference.predictor import load_predictor
+from semisam_tf.serving.save import SaveConfig, save
+
+COMMON = [
+    sys.executable, "-m", "semisam_tf.train", "--coarse_to_fine", "--coarse_spacing_mm=1.6,1.6,2",
+    "--coarse_patch_size=16,16,16", "--region_margin_mm=1", "--filters=2", "--normalisation=instance",
+    "--patch_size=16,16,16", "--optimizer=adamw", "--learning_rate=0.02",
+]  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def short(data_dir, workdir):
+    """A few steps of either stage, with unlabelled scans and dropout: all that is random."""
+    return [
+        *COMMON, f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=1", "--coarse_steps=4", "--max_steps=4",
+        "--checkpoint_every=2", "--augment_on=elastic",
+    ]  # fmt: skip
+
+
+def kill_once_there(words, path):
+    """Starts a run and kills it, unasked, as soon as a file is there."""
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 240
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > give_up:
+            process.kill()
+            pytest.fail(f"the run ended before {path}: {process.stderr.read()}")
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def arrays(workdir):
+    """All weights, and the arrays of both stages' last checkpoints."""
+    found = {}
+    for name in ("student.weights.h5", "teacher.weights.h5", "coarse.weights.h5"):
+        with h5py.File(workdir / name) as file:
+            file.visititems(
+                lambda key, item, name=name: (
+                    found.update({f"{name}/{key}": item[()]}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+    for folder in ("checkpoints", "coarse/checkpoints"):
+        with h5py.File(workdir / folder / "step_00000004.h5") as file:
+            for group in file.values():
+                found |= {f"{folder}{group.name}/{item.attrs['name']}": item[()] for item in group.values()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_cohort, tmp_path_factory):
+    """An uninterrupted short run."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(short(tiny_cohort, workdir), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        # Between the stages: the coarse network is read, not trained again.
+        ("coarse/result.json", "Training on 1 labelled and 3 unlabelled scans"),
+        pytest.param("coarse/checkpoints/step_00000002.h5", "coarse at step 2", marks=pytest.mark.slow),
+        pytest.param("checkpoints/step_00000002.h5", "at step 2", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_run_ends_equal_to_an_uninterrupted_one(whole, tiny_cohort, tmp_path, there, said):
+    words = short(tiny_cohort, tmp_path / "run")
+    kill_once_there(words, tmp_path / "run" / there)
+    assert not (tmp_path / "run" / "result.json").exists()
+    resumed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert said in resumed.stderr
+    assert ("Coarse stage" in resumed.stderr) == (there == "coarse/checkpoints/step_00000002.h5")
+    expected, received = arrays(whole), arrays(tmp_path / "run")
+    assert expected.keys() == received.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(received[name], array, err_msg=name)
+
+
+def test_a_run_that_got_no_further_than_its_coarse_stage_has_settings_already(whole, tiny_cohort, tmp_path):
+    workdir = tmp_path / "run"
+    (workdir / "coarse" / "checkpoints").mkdir(parents=True)
+    for name in ("run.json", "coarse.weights.h5", "coarse/checkpoints/step_00000004.h5", "coarse/result.json"):
+        shutil.copy(whole / name, workdir / name)
+    other = [*short(tiny_cohort, workdir), "--coarse_spacing_mm=3,3,3"]
+    refused = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--coarse_spacing_mm=(3.0, 3.0, 3.0) (was (1.6, 1.6, 2.0))" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def ball(tiny_cohort, tmp_path_factory):
+    """A run that finds the ball in the scans."""
+    workdir = tmp_path_factory.mktemp("runs") / "ball"
+    words = [
+        *COMMON, f"--data_dir={tiny_cohort}", f"--workdir={workdir}", "--labeled=3", "--method=supervised",
+        "--batch_size=2", "--labeled_per_batch=2", "--coarse_steps=60", "--max_steps=60", "--eval_model=student",
+        "--augment=none", "--dropout=0",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_the_organ_is_found_in_its_region(ball, tiny_cohort):
+    report = evaluate(EvaluateConfig(workdir=str(ball), data_dir=str(tiny_cohort), cases=f"{tiny_cohort}/test.list"))
+    assert report["mean"]["dice"] > 0.8
+    assert report["coarse_to_fine"]["taken_whole"] == []
+    assert 0.1 < report["coarse_to_fine"]["mean_region_share"] < 0.8
+    result = json.loads((ball / "result.json").read_text())
+    assert result["coarse"]["steps"] == 60
+    assert 0.1 < result["coarse"]["mean_region_share"] < 0.8
+
+
+def test_the_saved_model_looks_where_predict_looks(ball, tiny_cohort, tmp_path):
+    folder = save(SaveConfig(workdir=str(ball), output=f"{tmp_path}/ball"))
+    facts = json.loads((folder / "assets.extra" / "model.json").read_text())
+    assert facts["coarse_to_fine"]["spacing_mm"] == [1.6, 1.6, 2.0]
+    volume = load_volume(find_case(tiny_cohort, "case4"), with_label=False)
+    predictor, _ = load_predictor(ball)
+    expected = predictor.predict(volume)
+    signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    found = signature(volume=tf.constant(volume.image), spacing_mm=tf.constant(volume.spacing_mm, tf.float32))
+    assert bool(found["located"])
+    assert expected.region.share(volume.size) < 0.8
+    np.testing.assert_allclose(found["foreground_probability"], expected.probs[..., 1], rtol=0, atol=1e-4)
+    unsure = np.abs(expected.probs[..., 1] - 0.5) < 1e-4
+    np.testing.assert_array_equal(found["mask"].numpy()[~unsure], expected.mask[~unsure])
+    # A scan of nothing: no region, and the graph says so too.
+    empty = signature(volume=tf.zeros_like(volume.image), spacing_mm=tf.constant(volume.spacing_mm, tf.float32))
+    blank = predictor.predict(dataclasses.replace(volume, image=np.zeros_like(volume.image)))
+    assert bool(empty["located"]) == blank.region.found
+    np.testing.assert_allclose(empty["foreground_probability"], blank.probs[..., 1], rtol=0, atol=1e-4)

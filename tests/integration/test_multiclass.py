@@ -1,0 +1,92 @@
+"""Left lung, right lung and spine of the simulated cohort: trained, scored, served and taught by SAM class by class."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from semisam_tf.data.simulate import make_quickstart
+from semisam_tf.data.volumes import find_case, load_volume
+from semisam_tf.evaluate import EvaluateConfig, evaluate
+from semisam_tf.inference.predictor import load_predictor
+from semisam_tf.serving.save import SaveConfig, save
+
+STEPS = 90
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_quickstart(tmp_path_factory.mktemp("data") / "organs", subjects=3, classes="lungs_and_spine")
+
+
+@pytest.fixture(scope="module")
+def run(data, repo_root, tiny_sam, tmp_path_factory):
+    """The flagfile's run, small: voxels of 12 mm, four filters, a SAM double."""
+    workdir = tmp_path_factory.mktemp("runs") / "organs"
+    words = [
+        "--flagfile=configs/multiclass.flags", "--noquickstart_cohort", f"--data_dir={data}", f"--workdir={workdir}",
+        "--training_spacing_mm=12,12,12", "--patch_size=32,32,32", "--filters=4", f"--max_steps={STEPS}",
+        "--learning_rate=0.02", "--batch_size=3", "--augment=none", "--dropout=0", f"--sam_dir={tiny_sam}",
+        f"--sam_start_step={STEPS - 10}", "--sam_prompts_from=student", "--sam_slice_step=1", "--sam_min_area_vox=2",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "semisam_tf.train", *words], capture_output=True, text=True, check=False, cwd=repo_root
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def middle(mask, k):
+    """Mean index of a class along x (right) and y (anterior)."""
+    return np.argwhere(mask == k).mean(axis=0)[:2]
+
+
+def assert_in_place(mask):
+    """Left lung, right lung, and the spine between and behind them: axes run right, anterior, superior."""
+    (left, _), (right, lung_y), (spine, spine_y) = (middle(mask, k) for k in (1, 2, 3))
+    assert left < spine < right
+    assert spine_y < lung_y
+
+
+def test_scores_are_of_the_right_class(data, run):
+    report = evaluate(EvaluateConfig(workdir=str(run), data_dir=str(data), cases=f"{data}/test.list", model="student"))
+    assert set(report["classes"]) == {"1", "2", "3"}
+    # A swap of the lungs, in the data, a label, a prediction or the scores, would leave nearly nothing.
+    dice = {k: report["classes"][k]["mean"]["dice"] for k in "123"}
+    assert min(dice["1"], dice["2"]) > 0.6, dice
+    assert dice["3"] > 0.25, dice
+    assert report["mean"]["dice"] == pytest.approx(np.mean(list(dice.values())))
+    volume = load_volume(find_case(data, "subject_03"), with_label=True)
+    assert_in_place(volume.label)
+    assert_in_place(load_predictor(run, "student")[0].mask(volume))
+
+
+def test_the_saved_model_writes_predicts_mask(data, run, tmp_path):
+    folder = save(SaveConfig(workdir=str(run), output=f"{tmp_path}/organs", model="student"))
+    path = data / "subject_03" / "image.nii.gz"
+    signature = tf.saved_model.load(str(folder)).signatures["nifti"]
+    answer = signature(nifti_bytes=tf.constant(path.read_bytes()))
+    volume = load_volume(find_case(data, "subject_03"), with_label=False)
+    prediction = load_predictor(run, "student")[0].predict(volume)
+    served = np.frombuffer(answer["mask_bytes"].numpy()[352:], np.uint8)
+    served = served.reshape(volume.size[::-1]).transpose(2, 1, 0)
+    top = np.sort(prediction.probs, axis=-1)
+    # Another class only where the two most probable ones are within the graph's tolerance of each other.
+    assert (top[..., -1] - top[..., -2])[served != prediction.mask].max(initial=0) < 2e-4
+    assert set(np.unique(served)) == {0, 1, 2, 3}
+
+
+def test_sams_target_has_every_class_in_its_place(run):
+    with h5py.File(run / "checkpoints" / f"step_{STEPS:08d}.h5") as file:
+        targets = {item.attrs["name"]: item[()] for item in file["sam"].values()}
+    assert set(targets) == {"mask/subject_02", "weight/subject_02"}
+    mask = targets["mask/subject_02"]
+    assert set(np.unique(mask)) == {0, 1, 2, 3}
+    assert_in_place(mask)
+    assert targets["weight/subject_02"].any()
+    assert json.loads((run / "result.json").read_text())["sam"]["taught_share"] > 0
