@@ -107,6 +107,10 @@ format: $(INSTALLED)  ## mends style and format in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: flags
+flags: $(EXPORTER)  ## writes docs/flags.md from the commands' --help
+	$(BIN)/python docs/make_flags.py
+
 .PHONY: clean
 clean:  ## removes .venv and the tools' caches; keeps data/, models/ and runs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

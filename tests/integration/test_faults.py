@@ -15,7 +15,7 @@ import pytest
 from semisam_tf.config import Config
 from semisam_tf.options import OptionError
 from semisam_tf.sam.cache import EmbeddingCache
-from semisam_tf.training.loop import train
+from semisam_tf.training.rounds import train
 from semisam_tf.training.state import Training
 
 # Keras' own, when it saves weights.

@@ -135,7 +135,7 @@ def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, re
 # Imports while the run before it is being killed, so that a kill costs the work of a run and not TensorFlow's import.
 STANDBY = """
 import sys
-import semisam_tf.training.loop
+import semisam_tf.training.rounds
 from semisam_tf.train import main
 if sys.stdin.readline():
     sys.exit(main(sys.argv[1:]))
