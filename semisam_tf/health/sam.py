@@ -21,7 +21,8 @@ def check_export(config: Config) -> tuple[list[Finding], Manifest | None]:
         manifest = load_manifest(config.sam_folder())
         kinds = prompt_kinds(manifest, config.sam_prompts)
     except (OSError, ValueError) as error:
-        fix = f"python -m export.sam --family=lite_medsam --output={config.sam_folder()}"
+        command = "python -m export.sam"
+        fix = "" if command in str(error) else f"{command} --family=FAMILY --output={config.sam_folder()} --force"
         return [Finding(FAIL, "sam", str(error), fix)], None
     found = (
         f"{manifest.family} in {config.sam_folder()}, {manifest.dims}D, prompted by {' and '.join(kinds)}; "
