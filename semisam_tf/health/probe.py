@@ -65,6 +65,8 @@ def run_probe(
     ended = ""
     if done.returncode < 0:
         ended = f"killed by {signal.Signals(-done.returncode).name}"
+        # What Linux does to a process when there is no memory left.
+        ended += ", out of memory perhaps" if -done.returncode == signal.SIGKILL else ""
     elif done.returncode:
         ended = notes[-1] if notes else f"exit code {done.returncode}"
     return Answer([value for value in map(_object, done.stdout.splitlines()) if value], ended, notes)

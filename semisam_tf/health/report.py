@@ -136,17 +136,18 @@ class _Run:
         return [check_cache(self.config, self.manifests, [fact for fact in self.facts if fact.case_id in unlabelled])]
 
     def check_time(self) -> list[Finding]:
-        from semisam_tf.health.timing import check_time, sam_work, time_run
+        from semisam_tf.health.timing import check_time, other_load, sam_work, time_run
 
         if failed(self.report.findings):
             return [Finding(WARN, "step time", "not taken", "mend what fails first")]
+        load = other_load()
         times, error = time_run(self.config, self._known_split(), self.ledger_dir)
         work = None
         if self.manifests and self.config.sam_mode in ("online", "cached"):
             work = sam_work(self.config, self.manifests, self.facts, self._known_split())
         if "peak_bytes" in times:
             self.needs["a step"] = int(times["peak_bytes"])
-        return check_time(self.config, times, error, work)
+        return check_time(self.config, times, error, work, load)
 
     def _known_split(self) -> Split:
         if self.split is None:

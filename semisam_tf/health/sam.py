@@ -27,7 +27,8 @@ def check_export(config: Config, folder: str) -> tuple[list[Finding], Manifest |
         manifest = load_manifest(folder)
         kinds = prompt_kinds(manifest, config.sam_prompts)
     except (OSError, ValueError) as error:
-        fix = f"python -m export.sam --family=lite_medsam --output={folder}"
+        command = "python -m export.sam"
+        fix = "" if command in str(error) else f"{command} --family=FAMILY --output={folder} --force"
         return [Finding(FAIL, "sam", str(error), fix)], None
     found = (
         f"{manifest.family} in {folder}, {manifest.dims}D, prompted by {' and '.join(kinds)}; "

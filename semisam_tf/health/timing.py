@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semisam_tf.config import Config
 from semisam_tf.data.splits import Split
-from semisam_tf.findings import FAIL, OK, Finding
+from semisam_tf.findings import FAIL, OK, WARN, Finding
 from semisam_tf.health.probe import run_probe
 from semisam_tf.health.sam import views_of_scan
 from semisam_tf.health.scans import ScanFacts
@@ -95,8 +96,24 @@ def _shown_share(config: Config, manifest: Manifest, facts: Sequence[ScanFacts])
     return sum(shares) / len(shares) if shares and manifest.dims == 2 else 1.0
 
 
-def check_time(config: Config, times: Mapping[str, float], error: str, work: SamWork | None) -> list[Finding]:
-    """Seconds a step, and the whole run."""
+def other_load() -> str:
+    """In words, how much other programs compute now; empty where they leave a processor to this one."""
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    return f"other programs are at work, load {load:.1f} on {processors} processors" if load > processors - 0.5 else ""
+
+
+def check_time(
+    config: Config, times: Mapping[str, float], error: str, work: SamWork | None, load: str = ""
+) -> list[Finding]:
+    """Seconds a step, and the whole run.
+
+    Args:
+        config: Settings of the run.
+        times: From `time_run`, as is `error`.
+        error: What went wrong; empty if nothing did.
+        work: What SAM will be asked; None without SAM.
+        load: From `other_load`, before the steps were timed.
+    """
     if error:
         fix = "the train command would fail in the same way: change what it names"
         return [Finding(FAIL, "step time", f"a few steps of the run fail: {error}", fix)]
@@ -111,7 +128,10 @@ def check_time(config: Config, times: Mapping[str, float], error: str, work: Sam
         total_s += sam_s
         parts += f", SAM adds about {duration(sam_s)} ({times['view_s']:.2f} s a slice or window the first time"
         parts += f", {times['again_s']:.2f} s again)"
-    return [*findings, Finding(OK, "run time", f"about {duration(total_s)}: {parts}")]
+    findings.append(Finding(OK, "run time", f"about {duration(total_s)}: {parts}"))
+    if load:
+        findings.append(Finding(WARN, "load", f"{load}: the times are too long", "try again when they are done"))
+    return findings
 
 
 def duration(seconds: float) -> str:

@@ -129,7 +129,9 @@ def _chain(workdir: Path, run: dict[str, Any], reading: LedgerReading) -> Iterat
         yield Finding(FAIL, "record", f"{LEDGER_FILE} is not as it was written: {shown}", f"put it back, or {_ANEW}")
     else:
         n = len(reading.digests) - 1
-        yield Finding(OK, "record", f"{n} openings, the chain is whole and fits {_list({name for name, _ in marks})}")
+        yield Finding(
+            OK, "record", f"{n} openings, the chain is whole and fits {_list(dict.fromkeys(name for name, _ in marks))}"
+        )
 
 
 def _other_starts(others: Sequence[Opening]) -> Iterator[Finding]:
@@ -151,7 +153,7 @@ def _labelled(audit: Audit) -> Iterator[Finding]:
             f"the record is incomplete: {_ANEW}",
         )  # fmt: skip
     elif set(audit.labelled) == set(opened):
-        yield Finding(OK, "labelled", f"training opened the labels of the {len(opened)} cases that run.json lists")
+        yield Finding(OK, "labelled", f"training opened the labels that run.json lists, and no other: {_list(opened)}")
 
 
 def _unlabelled(audit: Audit, on_file: dict[str, bool] | None) -> Iterator[Finding]:
@@ -166,7 +168,7 @@ def _unlabelled(audit: Audit, on_file: dict[str, bool] | None) -> Iterator[Findi
         chosen = purpose in ("model_choice", "crops", "self_test") and case_id not in audit.unlabelled
         yield Finding(
             WARN if chosen else FAIL, "leak" if not chosen else "budget",
-            f"the label of {case_id} was opened {len(openings)} times for {purpose}, and run.json calls it {kind}; "
+            f"the label of {case_id} was opened {_times(len(openings))} for {purpose}, and run.json calls it {kind}; "
             f"{openings[0].file}, first at {openings[0].time}",
             "count it among the labelled scans" if chosen else f"mend the code or the lists, and {_ANEW}",
         )  # fmt: skip
@@ -251,6 +253,10 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"Expected JSON in {path}. Received: {error}. Evaluate or train again.") from error
     return values if isinstance(values, dict) else {}
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def _list(names: Iterable[str]) -> str:

@@ -90,8 +90,8 @@ class SamTeaching:
     def _online(self, step: int, batch: Batch, probs: np.ndarray, weight: np.ndarray) -> None:
         first = len(batch.labels)
         images = batch.images[first:]
-        probs_all = self.crop_probs(images) if self.oracle is None else self.oracle.crop_probs(batch)
-        for item, (image, predicted) in enumerate(zip(images, probs_all, strict=True)):
+        predictions = self.crop_probs(images) if self.oracle is None else self.oracle.crop_probs(batch)
+        for item, (image, predicted) in enumerate(zip(images, predictions, strict=True)):
             # Four numbers where a batch's items use three: the slices drawn do not hang together with the crops.
             rng = np.random.default_rng([self.config.seed, step, item, 1])
             x, y, z = self.volumes[batch.case_ids[first + item]].spacing_mm

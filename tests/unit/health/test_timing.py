@@ -6,7 +6,7 @@ import pytest
 
 from semisam_tf.config import Config
 from semisam_tf.data.splits import Split
-from semisam_tf.findings import FAIL, OK
+from semisam_tf.findings import FAIL, OK, WARN
 from semisam_tf.health import timing
 from semisam_tf.health.probe import Answer
 from semisam_tf.health.scans import ScanFacts
@@ -54,6 +54,18 @@ def test_the_whole_run():
     assert run.found.startswith("about 2 min: 100 steps take 59 s, SAM adds about 40 s")
     (_, without) = check_time(CONFIG, {k: TIMES[k] for k in ("first_step_s", "step_s", "steps")}, "", None)
     assert without.found == "about 59 s: 100 steps take 59 s"
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.4, False), (1.4, False), (1.6, True), (9.0, True)])
+def test_times_taken_beside_other_programs_are_doubted(monkeypatch, load, warned):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    findings = check_time(CONFIG, TIMES, "", None, timing.other_load())
+    assert [f.subject for f in findings if f.status == WARN] == ["load"] * warned
+    if warned:
+        assert findings[-1].found == (
+            f"other programs are at work, load {load} on 2 processors: the times are too long"
+        )
 
 
 def test_steps_that_fail_are_a_failure():

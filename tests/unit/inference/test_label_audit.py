@@ -68,8 +68,7 @@ def test_the_label_of_an_unlabelled_case_is_a_leak_whatever_for(workdir, purpose
     found = by_subject(workdir, FAIL)
     assert set(found) == {"leak"}
     assert (
-        f"the label of c was opened 1 times for {purpose}, and run.json calls it unlabelled; /data/c.h5"
-        in (found["leak"])
+        f"the label of c was opened once for {purpose}, and run.json calls it unlabelled; /data/c.h5" in (found["leak"])
     )
     assert audit_run(workdir).learned_from == ("a", "b", "c")
 
@@ -77,10 +76,10 @@ def test_the_label_of_an_unlabelled_case_is_a_leak_whatever_for(workdir, purpose
 def test_a_stranger_in_training_is_a_leak_and_one_for_choosing_is_counted(workdir):
     opened(workdir, "v", "model_choice")
     assert by_subject(workdir, FAIL) == {}
-    assert "label of v was opened 1 times for model_choice" in by_subject(workdir, WARN)["budget"]
+    assert "label of v was opened once for model_choice" in by_subject(workdir, WARN)["budget"]
     assert audit_run(workdir).learned_from == ("a", "b", "v")
     opened(workdir, "w", "training")
-    assert "of w was opened 1 times for training, and run.json calls it a stranger" in by_subject(workdir, FAIL)["leak"]
+    assert "of w was opened once for training, and run.json calls it a stranger" in by_subject(workdir, FAIL)["leak"]
 
 
 @pytest.mark.parametrize("case", ["a", "c"])
@@ -181,7 +180,7 @@ def test_an_oracle_mark_that_was_taken_away_fails(oracle, name):
 
 def test_oracle_openings_of_an_unmarked_run_are_leaks(oracle):
     write_run(oracle, LabelLedger(oracle, "run1"))
-    assert "opened 1 times for oracle_prompts" in by_subject(oracle, FAIL)["leak"]
+    assert "opened once for oracle_prompts" in by_subject(oracle, FAIL)["leak"]
 
 
 class Terminal:
