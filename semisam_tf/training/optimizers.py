@@ -40,7 +40,13 @@ class MomentumL2(keras.optimizers.Optimizer):
 
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
-    """The optimiser that `config.optimizer` names."""
+    """The optimiser that `config.optimizer` names.
+
+    With a name of its own: Keras would number it among those of the process, and the names of a checkpoint's arrays
+    would then tell whether a coarse stage was trained or read before.
+    """
     if config.optimizer == "sgd":
-        return MomentumL2(config.learning_rate, config.momentum, config.weight_decay)
-    return keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0)
+        return MomentumL2(config.learning_rate, config.momentum, config.weight_decay, name="momentum_l2")
+    return keras.optimizers.AdamW(
+        config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0, name="adam_w"
+    )

@@ -15,7 +15,7 @@ from semisam_tf.evaluate import EvaluateConfig, evaluate
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.serving.save import SaveConfig, save
 
-STEPS = 90
+STEPS = 200
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
