@@ -24,7 +24,9 @@ from machine import describe
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "coarse_to_fine"
 FLAGFILE = "configs/coarse_to_fine.flags"
-COARSE_STEPS, FINE_STEPS = 150, 250
+COARSE_STEPS, FINE_STEPS = 150, 200
+# Half the default's overlap: without coarse to fine a scan has hundreds of windows.
+OVERLAP = 0.5
 DATA_DIR = "data/lumbar_spine"
 CASES = f"{DATA_DIR}/test.list"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -41,7 +43,14 @@ def run(name: str, runs: Path) -> None:
     """Trains, scores and times one row and writes its JSON."""
     workdir = runs / name
     train = ["-m", "semisam_tf.train", f"--flagfile={FLAGFILE}", *ROWS[name]]
-    score = ["-m", "semisam_tf.evaluate", f"--workdir={workdir}", f"--data_dir={DATA_DIR}", f"--cases={CASES}"]
+    score = [
+        "-m",
+        "semisam_tf.evaluate",
+        f"--workdir={workdir}",
+        f"--data_dir={DATA_DIR}",
+        f"--cases={CASES}",
+        f"--overlap={OVERLAP}",
+    ]
     for words in ([*train, f"--workdir={workdir}", f"--data_dir={DATA_DIR}"], score):
         subprocess.run([sys.executable, *words], cwd=REPO, check=True)
     metrics = json.loads((workdir / "metrics.json").read_text())
@@ -69,7 +78,7 @@ def time_scans(workdir: Path) -> dict[str, Any]:
     from semisam_tf.data.volumes import find_case, load_volume
     from semisam_tf.inference.predictor import load_predictor
 
-    predictor, _ = load_predictor(workdir)
+    predictor, _ = load_predictor(workdir, overlap=OVERLAP)
     cases = read_cases(REPO / CASES)[:2]
     volumes = [load_volume(find_case(REPO / DATA_DIR, case), with_label=False) for case in cases]
     predictor.predict(volumes[0])  # the network is traced

@@ -41,7 +41,7 @@ class MomentumL2(keras.optimizers.Optimizer):
 
 def build_discriminator_optimizer(config: Config) -> keras.optimizers.Optimizer:
     """The discriminator's optimiser. Reference: SSL4MIS, whose rate does not change with the step, either."""
-    return keras.optimizers.Adam(config.discriminator_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-8)
+    return keras.optimizers.Adam(config.discriminator_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-8, name="adam")
 
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:

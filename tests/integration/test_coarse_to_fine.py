@@ -106,7 +106,7 @@ def test_a_run_that_got_no_further_than_its_coarse_stage_has_settings_already(wh
     other = [*short(tiny_cohort, workdir), "--coarse_spacing_mm=3,3,3"]
     refused = subprocess.run(other, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "--coarse_spacing_mm=(3.0, 3.0, 3.0) (was (1.6, 1.6, 2.0))" in refused.stderr
+    assert "--coarse_spacing_mm=[3.0, 3.0, 3.0] (was [1.6, 1.6, 2.0])" in refused.stderr
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from semisam_tf.evaluate import EvaluateConfig, evaluate
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.serving.save import SaveConfig, save
 
-STEPS = 90
+STEPS = 200
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
@@ -31,7 +31,7 @@ def run(data, repo_root, tiny_sam, tmp_path_factory):
     words = [
         "--flagfile=configs/multiclass.flags", "--noquickstart_cohort", f"--data_dir={data}", f"--workdir={workdir}",
         "--training_spacing_mm=12,12,12", "--patch_size=32,32,32", "--filters=4", f"--max_steps={STEPS}",
-        "--learning_rate=0.02", "--batch_size=3", "--augment=none", "--dropout=0", f"--sam_dir={tiny_sam}",
+        "--learning_rate=0.02", "--augment=none", "--dropout=0", f"--sam_dir={tiny_sam}",
         f"--sam_start_step={STEPS - 10}", "--sam_prompts_from=student", "--sam_slice_step=1", "--sam_min_area_vox=2",
     ]  # fmt: skip
     done = subprocess.run(
