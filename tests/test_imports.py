@@ -218,6 +218,8 @@ def heavy_entry_points(root: Path) -> list[str]:
 
 
 def is_light(source: Source) -> bool:
+    if source.key.endswith("/__main__"):
+        return True
     if source.key.startswith("semisam_tf/"):
         return room_and_rank(source)[1] in {BASE_RANK, ENTRY_POINT_RANK}
     return source.key.startswith("export/") and source.is_program
@@ -335,6 +337,7 @@ BREAKS = [
         "train > semisam_tf/data",
     ),
     ("export/sam.py", "import torch\n" + IF_MAIN, heavy_entry_points, "export/sam:1: torch"),
+    ("semisam_tf/sam/__main__.py", "import onnxruntime\n" + IF_MAIN, heavy_entry_points, "sam/__main__:1: onnxruntime"),
     ("semisam_tf/data/deep/more.py", "", missing_package_files, "semisam_tf/data/deep: has no __init__.py"),
     ("tests/unit/__init__.py", "", missing_package_files, "tests/unit/__init__.py: tests are no packages"),
 ]
