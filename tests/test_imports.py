@@ -260,6 +260,8 @@ def heavy_entry_points(root: Path) -> list[str]:
 
 
 def is_light(source: Source) -> bool:
+    if source.key.endswith("/__main__"):
+        return True
     if source.key.startswith("semisam_tf/"):
         return room_and_rank(source)[1] in {BASE_RANK, ENTRY_POINT_RANK}
     return source.key.startswith("export/") and source.is_program
@@ -435,6 +437,7 @@ BREAKS = [
     ),
     ("export/sam.py", "import pickle\npickle.loads(data)", unpickling, "export/sam:2: pickle.loads"),
     ("export/sam.py", "torch.load(path, weights_only=False)", unpickling, "torch.load without weights_only=True"),
+    ("semisam_tf/sam/__main__.py", "import onnxruntime\n" + IF_MAIN, heavy_entry_points, "sam/__main__:1: onnxruntime"),
     ("semisam_tf/data/deep/more.py", "", missing_package_files, "semisam_tf/data/deep: has no __init__.py"),
     ("tests/unit/__init__.py", "", missing_package_files, "tests/unit/__init__.py: tests are no packages"),
 ]

@@ -15,6 +15,8 @@ from semisam_tf.report.markup import Html, element, joined
 from semisam_tf.report.run_files import RunFiles, read_run_files
 from semisam_tf.workdir import REPORT_FILE
 
+_ORACLE = "Oracle prompts: SAM saw the labels of the unlabelled scans. This is no semi-supervised result."
+
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
     """Writes `<workdir>/report.html` anew, whole or not at all; returns its path.
@@ -86,6 +88,7 @@ def _head(files: RunFiles) -> Html:
             element("p", "Training report", class_="kicker"),
             element("h1", files.name),
             element("p", element("span", status, class_=f"status {kind}"), " ", words),
+            element("p", element("b", _ORACLE), class_="warning") if files.run.get("oracle_prompts") else None,
         ]
     )
 

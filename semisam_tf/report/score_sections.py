@@ -12,10 +12,14 @@ from semisam_tf.report.run_files import RunFiles
 
 _SAM_PANEL = "SAM's is its last target in training; slices that were not prompted are empty in it."
 _NO_SAM_PANEL = "SAM has no panel here: it makes targets of unlabelled training scans, and none of these cases is one."
+_NO_TARGETS = {
+    "online": "SAM sees crops in this mode (online) and keeps no target of a scan; TensorBoard has the crops.",
+    "offline": "SAM's targets are files in this mode (offline), made by another run.",
+}
 _NOT_SCORED = "Not scored yet: "
 _EVALUATE = "python -m semisam_tf.evaluate --workdir=… --data_dir=… --cases=…"
 # As outlines are drawn and as panels are named; the style sheet has a colour for each.
-_PANELS = {"truth": "Truth", "student": "Student", "teacher": "Teacher", "sam": "SAM"}
+_PANELS = {"truth": "Truth", "student": "Student", "teacher": "Teacher", "oracle": "Label (oracle)", "sam": "SAM"}
 
 # Label and (case, value or None) of each row of a chart.
 _Rows = list[tuple[str, list[tuple[str, float | None]]]]
@@ -133,10 +137,14 @@ def sam_targets(files: RunFiles) -> Html | None:
     if files.config["sam_mode"] == "off":
         return None
     if not files.sam:
-        online = "SAM sees crops in this mode (online) and keeps no target of a scan; TensorBoard has the crops."
-        return element("p", online if files.config["sam_mode"] == "online" else "No target of a whole scan yet.")
+        return element("p", _NO_TARGETS.get(files.config["sam_mode"], "No target of a whole scan yet."))
     blocks = []
     for number, case in enumerate(files.sam):
+        cut = case["cuts"][0]
+        if files.run.get("oracle_prompts"):
+            # Whatever the settings say: no network prompted SAM.
+            outlines = {"oracle": cut["outlines"][case["prompted_by"]], "sam": cut["outlines"]["sam"]}
+            cut = cut | {"outlines": outlines}
         scores = case["scores"]
         facts = (
             f"Target of step {case['step']}: {scores['prompts']:.0f} prompts in {scores['slices_prompted']:.0f} slices "
@@ -144,7 +152,7 @@ def sam_targets(files: RunFiles) -> Html | None:
             f"{share(case['taught_share'])} of the voxels taught, mean weight {case['mean_weight']:.3f}."
         )
         title = element("h3", element("span", case["case_id"], class_="case"))
-        panels = _panels(case["cuts"][0], f"t{number}", {})
+        panels = _panels(cut, f"t{number}", {})
         blocks.append(element("article", title, element("p", facts, class_="note"), panels))
     return joined([_legend("prediction", "sam"), blocks])
 

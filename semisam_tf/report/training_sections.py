@@ -186,13 +186,23 @@ def settings(files: RunFiles) -> Html:
     parts.append(element("h3", "Versions"))
     versions = {"semisam-tf": files.run.get("semisam_tf"), "git commit": files.run.get("git_commit") or "no checkout"}
     versions |= {"python": files.run.get("python"), **files.run.get("versions", {})}
-    if sam := files.run.get("sam_sha256"):
-        versions |= {f"SAM {name}, sha256": digest for name, digest in sam.items()}
+    versions |= _sam_files(files.run.get("sam_sha256"))
     rows = [
         [heading(name, "row"), cell(element("code", _shown(value)), class_="value")] for name, value in versions.items()
     ]
     parts.append(table("Versions of the first start", ["Of", "Version"], rows))
     return joined(parts)
+
+
+def _sam_files(sha256: dict[str, str] | list[dict[str, str]] | None) -> dict[str, str]:
+    """Digests of the files of a SAM export, or of several."""
+    exports = [sha256] if isinstance(sha256, dict) else sha256 or []
+    numbers = [f" {number}" for number in range(1, len(exports) + 1)] if len(exports) > 1 else [""]
+    return {
+        f"SAM{number} {name}, sha256": digest
+        for number, export in zip(numbers, exports, strict=False)
+        for name, digest in export.items()
+    }
 
 
 def _session(number: int, session: dict[str, Any]) -> Html:

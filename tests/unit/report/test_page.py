@@ -167,6 +167,44 @@ def test_sams_targets(make_run, report_of):
     assert "Target of step 280: 7 prompts in 5 slices or windows" in articles[0].text
     online = report_of(make_run(SAM | {"sam_mode": "online"}, CASES, name="online"))
     assert "keeps no target of a scan" in online.text
+    offline = report_of(make_run(SAM | {"sam_mode": "offline"}, CASES, name="offline"))
+    assert "made by another run" in offline.text
+
+
+def change_run(workdir, **changes):
+    run = json.loads((workdir / "run.json").read_text())
+    (workdir / "run.json").write_text(json.dumps(run | changes))
+
+
+def test_oracle_prompts_are_said_and_no_network_is_blamed_for_them(make_run, report_of):
+    workdir = make_run(SAM, CASES)
+    assert "Oracle" not in report_of(workdir).text
+    change_run(workdir, oracle_prompts=True)
+    page = report_of(workdir)
+    assert "SAM saw the labels of the unlabelled scans" in page.one("header").text
+    article = page.one("section", aria_labelledby="sam").all("article")[0]
+    assert [f.one("strong").text for f in article.all("figure")] == ["Image", "Label (oracle)", "SAM"]
+
+
+@pytest.mark.parametrize(
+    ("sha256", "names"),
+    [
+        (None, []),
+        ({"encoder.onnx": "a1"}, ["SAM encoder.onnx, sha256"]),
+        ([{"encoder.onnx": "a1"}], ["SAM encoder.onnx, sha256"]),
+        (
+            [{"encoder.onnx": "a1"}, {"encoder.onnx": "b2"}],
+            ["SAM 1 encoder.onnx, sha256", "SAM 2 encoder.onnx, sha256"],
+        ),
+    ],
+)
+def test_the_files_of_one_or_several_sams(make_run, report_of, sha256, names):
+    workdir = make_run(SAM)
+    change_run(workdir, sam_sha256=sha256)
+    versions = report_of(workdir).one("section", aria_labelledby="settings").all("tbody")[-1]
+    rows = {row.one("th").text: row.one("td").text for row in versions.all("tr")}
+    assert [name for name in rows if name.startswith("SAM")] == names
+    assert [rows[name] for name in names] == ["a1", "b2"][: len(names)]
 
 
 def test_without_sam_without_scores_and_unfinished(make_run, report_of):
@@ -242,9 +280,8 @@ def test_settings_versions_and_commands(make_run, report_of):
 
 def test_a_setting_that_this_version_does_not_know_is_shown(make_run, report_of):
     workdir = make_run({}, CASES)
-    run = json.loads((workdir / "run.json").read_text())
-    run["config"]["from_the_future"] = [1, 2]
-    (workdir / "run.json").write_text(json.dumps(run))
+    config = json.loads((workdir / "run.json").read_text())["config"]
+    change_run(workdir, config=config | {"from_the_future": [1, 2]})
     assert "from_the_future" in report_of(workdir).text
 
 

@@ -13,6 +13,7 @@ from semisam_tf.report.history import read_history
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training import live_report
 from semisam_tf.training.live_report import LiveReport
+from semisam_tf.training.sam_teaching import SamTeaching
 from semisam_tf.training.step import Schedule
 
 CONFIG = Config(method="mean_teacher", max_steps=100, sam_mode="cached", sam_dir="s", sam_start_step=10)
@@ -40,11 +41,9 @@ def training(tmp_path):
     run = {"config": config.to_dict(), "labelled": ["a"], "unlabelled": list("bcdef"), "command": ["train"]}
     (tmp_path / "run.json").write_text(json.dumps(run))
     totals = {"voxels": 100, "voxels_taught": 50, "weight_sum": 25.0, "targets": 1, "slices_encoded": 3}
-    totals |= {"prompts_decoded": 4, "duration_s": 1.0}
-    summary = {"sam_calls": 7, "taught_share": 0.5, "mean_weight": 0.5}
-    sam = SimpleNamespace(
-        volumes={name: volume(name) for name in "bcdef"}, on_target=None, totals=totals, summary=lambda: dict(summary)
-    )
+    totals |= {"encoder_calls": 3, "decoder_calls": 4, "prompts_decoded": 4, "duration_s": 1.0}
+    sam = SamTeaching(config, None, None, None, [volume(name) for name in "bcdef"])
+    sam.totals |= totals
     return SimpleNamespace(config=config, step=0, duration_s=40.0, data_wait_s=1.0, sam=sam)
 
 
