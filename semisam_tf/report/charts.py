@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from semisam_tf.report.figures import count, metric_name, score, short
-from semisam_tf.report.markup import Html, element
+from semisam_tf.report.markup import Attribute, Child, Html, element
 
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
@@ -80,7 +80,7 @@ def line_chart(series: Series, last_step: int, marks: Sequence[tuple[int, str]] 
     x = _Scale(0, max(last_step, steps[-1], 1), _LEFT, _WIDTH - _RIGHT)
     bounds = _round_values(low, high if high > low else low + 1.0, _Y_TICKS)
     y = _Scale(bounds[0], bounds[-1], _HEIGHT - _BOTTOM, _TOP)
-    parts = [_horizontal_grid(y), _step_axis(x), [_mark(x(step), word) for step, word in marks]]
+    parts: list[Child] = [_horizontal_grid(y), _step_axis(x), [_mark(x(step), word) for step, word in marks]]
     for run in _unbroken(steps, values):
         points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in run)
         if len(run) > 1:
@@ -152,7 +152,12 @@ def _row(metric: str, x: _Scale, middle: float, points: Sequence[tuple[str, floa
         return [element("text", "no case has one", x=x.start + 4, y=middle + 4)]
     if len(values) >= _CASES_OF_A_BOX:
         first, third = np.percentile(values, (25, 75))
-        box = {"x": f"{x(first):.1f}", "width": f"{max(x(third) - x(first), 1.0):.1f}", "y": middle - 15, "height": 30}
+        box: dict[str, Attribute] = {
+            "x": f"{x(first):.1f}",
+            "width": f"{max(x(third) - x(first), 1.0):.1f}",
+            "y": middle - 15,
+            "height": 30,
+        }
         parts.append(element("rect", rx=3, class_="box", **box))
     median = f"{x(float(np.median(values))):.1f}"
     parts.append(element("line", x1=median, x2=median, y1=middle - 17, y2=middle + 17, class_="median"))

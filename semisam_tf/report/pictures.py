@@ -95,7 +95,8 @@ def _outline(plane: np.ndarray, size_mm: np.ndarray) -> str:
     for k in np.unique(plane[plane > 0]):
         # A rim of background closes the outlines of what reaches the edge.
         inside = np.pad((plane == k).astype(np.float32), 1)
-        for line in contourpy.contour_generator(z=inside).lines(0.5):
+        lines: Any = contourpy.contour_generator(z=inside, line_type="Separate").lines(0.5)
+        for line in lines:
             columns, rows = _simplified(line).T
             x, y = (columns - 0.5) * size_mm[1], height_mm - (rows - 0.5) * size_mm[0]
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
@@ -109,4 +110,5 @@ def _simplified(line: np.ndarray) -> np.ndarray:
     polyline.should_simplify = True
     polyline.simplify_threshold = _OUTLINE_TOLERANCE_VOX
     cleaned = polyline.cleaned(simplify=True)
-    return cleaned.vertices[cleaned.codes != Polyline.STOP]
+    vertices, codes = np.asarray(cleaned.vertices), np.asarray(cleaned.codes)
+    return vertices[codes != Polyline.STOP]
