@@ -26,6 +26,9 @@ from semisam_tf.inference.sliding_window import predict_probs
 COARSE_FOLDER = "coarse"
 # A box needs no more, and most scans fit into one window.
 COARSE_OVERLAP = 0.5
+# A voxel counts as an organ from this probability of not being background on, and not from a half: a few hundred steps
+# find where the organ is long before they are sure of it, and a box too large costs less than one that cuts.
+FOUND_PROBABILITY = 0.25
 # A piece of a class counts if it has this share of the class's largest: one label may stand for two kidneys, and specks
 # of a wrong class would stretch the box over the scan.
 PIECE_SHARE = 0.25
@@ -164,6 +167,12 @@ def box_around(
     return Region(_triple(low), _triple(high))
 
 
+def found_classes(probs: np.ndarray) -> np.ndarray:
+    """The most probable organ where there may be one, else background: float [X, Y, Z, K] -> uint8 [X, Y, Z]."""
+    organ = np.argmax(probs[..., 1:], axis=-1) + 1
+    return np.where(1.0 - probs[..., 0] > FOUND_PROBABILITY, organ, 0).astype(np.uint8)
+
+
 def large_pieces(mask: np.ndarray) -> np.ndarray:
     """Where a class has its largest connected piece, or one of at least PIECE_SHARE of it: uint8 -> bool [X, Y, Z]."""
     kept = np.zeros(mask.shape, bool)
@@ -205,7 +214,7 @@ class Locator:
             overlap=COARSE_OVERLAP,
             blend=WINDOW_BLEND,
         )
-        mask = np.argmax(probs, axis=-1).astype(np.uint8)
+        mask = found_classes(probs)
         missing = sorted(set(range(1, self.config.n_classes)) - set(np.unique(mask).tolist()))
         if missing:
             logging.warning(

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from semisam_tf.config import WINDOW_BLEND, Config
-from semisam_tf.inference.region import BORDER_TOLERANCE_VOX, COARSE_OVERLAP
+from semisam_tf.inference.region import BORDER_TOLERANCE_VOX, COARSE_OVERLAP, FOUND_PROBABILITY
 from semisam_tf.serving import components, resampling, windows
 
 
@@ -58,7 +58,8 @@ def locate(
         COARSE_OVERLAP,
         WINDOW_BLEND,
     )
-    mask = tf.cast(tf.argmax(probs, axis=-1), tf.uint8)
+    organ = tf.cast(tf.argmax(probs[..., 1:], axis=-1) + 1, tf.uint8)
+    mask = tf.where(1.0 - probs[..., 0] > FOUND_PROBABILITY, organ, tf.zeros_like(organ))
     classes = tf.range(1, config.n_classes)
     found = tf.reduce_all(tf.reduce_any(tf.equal(tf.cast(mask, tf.int32)[..., None], classes), axis=[0, 1, 2]))
 

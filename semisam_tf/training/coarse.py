@@ -1,6 +1,6 @@
 """The first stage of coarse to fine: a network of low resolution learns from the labelled scans where the organs are.
 
-It is a training like any other, with its checkpoints in `<workdir>/coarse`, so it resumes like any other. Its averaged
+It is a training like any other, with its checkpoints in `<workdir>/coarse`, so it resumes like any other. Its
 weights go to `<workdir>/coarse.weights.h5`; then every training scan is cut to its region. An unlabelled scan's region
 is what the coarse network finds in it. A labelled scan's is that united with the box of its label: the network has to
 see the surroundings that it will meet in prediction, and no labelled voxel may be lost. At test time labels are no part
@@ -91,8 +91,8 @@ def _train(config: Config, labelled: list[Volume], take_steps: Callable[[Trainin
         foreground_fraction=settings.foreground_fraction,
     )
     take_steps(training, stream)
-    # The teacher is the running average of the student, whatever the method.
+    # Not the teacher: over so few steps its average still holds weights from before anything was learnt.
     with replacing(workdir / f"{WEIGHTS}.weights.h5") as temporary:
-        training.teacher.save_weights(temporary)
+        training.student.save_weights(temporary)
     write_json(workdir / COARSE_FOLDER / RESULT_FILE, training.result())
     logging.info("Coarse stage finished after %.0f s.", training.duration_s)

@@ -10,7 +10,15 @@ import pytest
 from semisam_tf.config import Config
 from semisam_tf.data.orientation import axis_order
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.region import Locator, Region, RegionTally, box_around, coarse_settings, large_pieces
+from semisam_tf.inference.region import (
+    Locator,
+    Region,
+    RegionTally,
+    box_around,
+    coarse_settings,
+    found_classes,
+    large_pieces,
+)
 
 CONFIG = Config(
     coarse_to_fine=True, coarse_spacing_mm=(2.0, 2.0, 2.0), coarse_patch_size=(16, 16, 16), region_margin_mm=3.0,
@@ -52,6 +60,11 @@ def test_a_border_on_a_voxels_edge_takes_no_voxel_more():
     # 0.1 + 0.2 is more than 0.3 in floating point: 3 x 0.1 mm of margin are three voxels.
     region = box_around(found, (30, 30, 30), (0.1, 0.1, 0.1), margin_mm=0.1 + 0.2)
     assert region == Region((7, 7, 7), (23, 23, 23))
+
+
+def test_what_may_be_an_organ_counts_as_one():
+    probs = np.array([[0.76, 0.14, 0.1], [0.74, 0.1, 0.16], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], np.float32)
+    assert found_classes(probs.reshape(4, 1, 1, 3)).ravel().tolist() == [0, 2, 1, 2]
 
 
 def test_pieces_of_a_fair_size_count_and_specks_do_not():
