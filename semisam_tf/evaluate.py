@@ -165,11 +165,12 @@ def _sam_masks(
 ) -> dict[str, np.ndarray]:
     """SAM's last target of each of these cases that training has one of, uint8 [X, Y, Z] on the scan's own grid."""
     from semisam_tf.training import checkpoint
+    from semisam_tf.training.targets import mask_of
 
     found = checkpoint.load_latest(workdir / "checkpoints") if predictor.config.sam_mode == "cached" else None
     targets = {} if found is None else found[1].get("sam", {})
-    known = [case_id for case_id in case_ids if f"mask/{case_id}" in targets]
-    return {case_id: predictor.mask_to_own_grid(targets[f"mask/{case_id}"], load(case_id)) for case_id in known}
+    masks = {case_id: mask_of(targets[name]) for case_id in case_ids if (name := f"probs/{case_id}") in targets}
+    return {case_id: predictor.mask_to_own_grid(mask, load(case_id)) for case_id, mask in masks.items()}
 
 
 def _few(names: list[str]) -> tuple[int, str]:

@@ -39,3 +39,9 @@ def cut(target: Target, transform: SpatialTransform) -> tuple[np.ndarray, np.nda
     foreground = transform.apply(target.probs, order=0, fill=0).astype(np.float32) / LEVELS
     probs = np.concatenate([1 - foreground.sum(axis=-1, keepdims=True), foreground], axis=-1)
     return probs, transform.apply(target.weight, order=0, fill=0).astype(np.float32) / LEVELS
+
+
+def mask_of(kept: np.ndarray) -> np.ndarray:
+    """The likeliest class of each voxel, uint8 [x, y, z], from `Target.probs`; of equal ones the lower."""
+    background = LEVELS - kept.sum(axis=-1, keepdims=True, dtype=np.float32)
+    return np.concatenate([background, kept], axis=-1).argmax(axis=-1).astype(np.uint8)

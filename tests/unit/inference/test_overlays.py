@@ -77,7 +77,8 @@ def test_dice_of_the_drawn_cases_is_that_of_the_metrics():
 
 
 def sam_target(marked, weight):
-    return SamTarget(np.eye(2, dtype=np.float32)[marked.astype(int)], weight.astype(np.float32), {"prompts": 1.0})
+    probs = np.eye(2, dtype=np.float32)[marked.astype(int)]
+    return SamTarget(probs, weight.astype(np.float32), {"prompts": 1.0}, probs)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -31,7 +31,8 @@ def target_on(slices):
     mask[3:9, 2:7, slices] = 1
     weight[:, :, slices] = 0.5
     scores = {"prompts": 2.0, "slices_prompted": 1.0, "agreement": 0.9}
-    return SamTarget(np.eye(2, dtype=np.float32)[mask], weight, scores)
+    probs = np.eye(2, dtype=np.float32)[mask]
+    return SamTarget(probs, weight, scores, probs)
 
 
 @pytest.fixture

@@ -1,0 +1,18 @@
+"""A kept target says the same class of each voxel as the probabilities it was made of."""
+
+import numpy as np
+
+from semisam_tf.training.targets import as_bytes, mask_of
+
+
+def test_the_mask_is_the_likeliest_class():
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(5, 6, 7)).astype(np.float32)
+    one_hot = np.eye(3, dtype=np.float32)[probs.argmax(axis=-1)]
+    for made_of in (probs, one_hot):
+        mask = mask_of(as_bytes(made_of, np.ones((5, 6, 7), np.float32)).probs)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, probs.argmax(axis=-1))
+
+
+def test_where_nothing_was_said_it_is_background():
+    np.testing.assert_array_equal(mask_of(np.zeros((2, 2, 2, 1), np.uint8)), np.zeros((2, 2, 2), np.uint8))
