@@ -16,7 +16,7 @@ from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.serving.save import SaveConfig, save
 
 STEPS = 90
-# What so short a run has learnt; the spine, a twentieth of the lungs, takes the flagfile's own length (docs/multiclass.md).
+# What so short a run has learnt; the spine, a tenth of a lung, takes the length of the flagfile (docs/multiclass.md).
 LEARNT = (1, 2)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
