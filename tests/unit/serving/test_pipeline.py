@@ -1,5 +1,6 @@
 """The whole graph against Predictor, on a network of its own kind."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,17 +12,10 @@ from semisam_tf.serving.graph import ServingModule
 from semisam_tf.serving.pipeline import Limits, Pipeline, soft_dice
 
 
-def network(config, channels, name, background=0.0):
-    """Random weights, sure of themselves; the higher `background`, the less foreground."""
-    model = network_of(config, channels, name)
+def served(config, channels=1, limits=None, coarse=None):
+    model = network_of(config, channels, "teacher")
     kernel, bias = model.get_layer("out_conv").get_weights()
-    model.get_layer("out_conv").set_weights([kernel * 20, bias * 0 + background * (np.arange(len(bias)) == 0)])
-    return model
-
-
-def served(config, channels=1, limits=None, background=0.0):
-    model = network(config, channels, "teacher")
-    coarse = network(config, channels, "coarse", background) if config.coarse_to_fine else None
+    model.get_layer("out_conv").set_weights([kernel * 20, bias * 0])
     module = ServingModule(Pipeline(config, model, limits=limits, coarse_model=coarse), {"classes": config.n_classes})
     return module, Predictor(config, model, coarse_model=coarse)
 
@@ -69,27 +63,52 @@ def test_three_classes_two_channels_and_no_training_spacing(runs):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def coarse_to_fine(runs, request):
-    """Of two and three classes. The coarse network is made to find little."""
+    """The coarse network calls class 1 what is bright, and class 2 what is dark."""
     config = Config(
         **runs.CONFIG, coarse_to_fine=True, coarse_spacing_mm=(3.0, 3.0, 3.0), coarse_patch_size=(16, 16, 16),
         region_margin_mm=2.3, n_classes=request.param,
     )  # fmt: skip
-    return served(config, background=COARSE_BACKGROUND[request.param])
+    image = keras.Input((None, None, None, 1))
+    layer = keras.layers.Conv3D(request.param, 1)
+    coarse = keras.Model(image, layer(image))
+    kernel = np.array([0, 10, -10][: request.param], np.float32).reshape(1, 1, 1, 1, -1)
+    layer.set_weights([kernel, np.array([0, -22, -22][: request.param], np.float32)])
+    return served(config, coarse=coarse)
 
 
-COARSE_BACKGROUND = {2: 12.0, 3: 6.0}
+def organs(runs, size):
+    """A bright and a dark organ, and a bright speck far from both that is too small to count."""
+    image = 0.1 * runs.scan(size)
+    image[4:14, 12:20, 9:17] += 1000
+    image[9:19, 5:12, 8:15] -= 1000
+    image[24:28, 24:28, 24:27] += 1000
+    return image
 
 
-@pytest.mark.parametrize(("size", "seed"), [((40, 35, 30), 0), ((33, 50, 41), 1), ((28, 31, 60), 2), ((9, 8, 7), 3)])
-def test_coarse_to_fine_says_what_python_says(coarse_to_fine, runs, size, seed):
+@pytest.mark.parametrize(("size", "spacing_mm"), [((40, 35, 30), (0.9, 1.1, 1.0)), ((33, 41, 50), (1.5, 0.75, 1.3))])
+def test_coarse_to_fine_says_what_python_says(coarse_to_fine, runs, size, spacing_mm):
     module, predictor = coarse_to_fine
-    image = runs.scan(size, seed=seed)
-    expected = agree(module, predictor, image, (0.9, 1.1, 1.0))
-    found = module.functions["serving_default"](tf.constant(image), tf.constant([0.9, 1.1, 1.0]))
-    assert bool(found["located"]) == expected.region.found
+    image = organs(runs, size)
+    expected = agree(module, predictor, image, spacing_mm)
+    found = module.functions["serving_default"](tf.constant(image), tf.constant(spacing_mm, tf.float32))
+    assert bool(found["located"])
+    assert expected.region.found
+    assert expected.region.share(size) < 0.5
+    assert all(low <= 4 for low in (expected.region.low[0], expected.region.low[1] - 8, expected.region.low[2] - 5))
     outside = np.ones(size, bool)
     outside[expected.region.place] = False
     assert not found["foreground_probability"].numpy()[outside].any()
+    assert found["foreground_probability"].numpy()[expected.region.place].all()
+
+
+def test_a_scan_in_which_nothing_is_found_is_segmented_whole(coarse_to_fine):
+    module, predictor = coarse_to_fine
+    image = np.zeros((20, 18, 17, 1), np.float32)
+    expected = agree(module, predictor, image, (1.0, 1.0, 1.0))
+    found = module.functions["serving_default"](tf.constant(image), tf.constant([1.0, 1.0, 1.0]))
+    assert not bool(found["located"])
+    assert not expected.region.found
+    assert expected.region.size == (20, 18, 17)
 
 
 def test_half_voxels_round_as_in_python(plain, runs):
