@@ -27,9 +27,9 @@ REPO = Path(__file__).resolve().parent.parent
 
 def help_of(command: str) -> str:
     """What `python -m <command> --help` prints."""
-    environment = os.environ | {"PYTHONPATH": str(REPO), "COLUMNS": "120"}
+    environment = os.environ | {"PYTHONPATH": str(REPO), "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
     words = [sys.executable, "-m", command, "--help"]
-    return subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(words, cwd=REPO, env=environment, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def reference() -> str:
@@ -41,4 +41,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    (REPO / "docs" / "flags.md").write_text(reference())
+    (REPO / "docs" / "flags.md").write_text(reference(), encoding="utf-8")

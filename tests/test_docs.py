@@ -39,7 +39,7 @@ def commands_in(text: str) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_and_its_flags_exist(page):
     unknown = []
-    for module, flags in commands_in(page.read_text()):
+    for module, flags in commands_in(page.read_text(encoding="utf-8")):
         if module not in make_flags()["COMMANDS"]:
             # Not for people: what runs in a process of its own.
             if not (REPO / (module.replace(".", "/") + ".py")).is_file():
@@ -57,12 +57,12 @@ def test_the_scan_finds_commands_and_would_find_a_wrong_flag():
     assert commands_in(text) == [("semisam_tf.train", ["preset", "colour"])]
     assert "preset" in flags_of("semisam_tf.train")
     assert "colour" not in flags_of("semisam_tf.train")
-    assert sum(len(commands_in(page.read_text())) for page in PAGES) > 30
+    assert sum(len(commands_in(page.read_text(encoding="utf-8"))) for page in PAGES) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page):
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
@@ -73,10 +73,10 @@ def test_every_page_of_docs_is_reachable_from_the_readme():
         if page in seen or page.suffix != ".md":
             continue
         seen.add(page)
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
             waiting.append((page.parent / target).resolve())
     assert [page.name for page in (REPO / "docs").glob("*.md") if page not in seen] == []
 
 
 def test_the_reference_of_flags_is_what_the_commands_say():
-    assert (REPO / "docs" / "flags.md").read_text() == make_flags()["reference"](), "run `make flags`"
+    assert (REPO / "docs" / "flags.md").read_text(encoding="utf-8") == make_flags()["reference"](), "run `make flags`"

@@ -205,8 +205,11 @@ def write_image(
     """Writes [X, Y, Z] in the array's dtype; the suffix of `path` picks the format.
 
     Raises:
+        ValueError: A name of no known type, or a value that is not finite, which readers take differently.
         OSError: The file could not be written whole.
     """
+    if not np.isfinite(array).all():
+        raise ValueError(f"Expected finite values to write to {path}. Received: NaN or infinity.")
     if not str(path).endswith(IMAGE_SUFFIXES):
         raise ValueError(f"Expected a file name ending in one of {IMAGE_SUFFIXES}. Received: path={str(path)!r}.")
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))

@@ -28,7 +28,7 @@ from semisam_tf.models.registry import build_network
 OnWindow = Callable[[int, int], None]
 # A network's seed is this beyond twice the run's: all start from other weights and drop other channels, and no run's
 # second student is another run's first.
-SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40, "discriminator": 2**40 + 1}
+SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40, "discriminator": 2**40 + 1, "coarse": 2**40 + 2}
 
 
 def network_of(config: Config, channels: int, name: str) -> keras.Model:

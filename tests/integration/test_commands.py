@@ -97,14 +97,14 @@ def test_evaluate_needs_no_list_and_no_sam(trained, tiny_cohort, tmp_path):
 def test_evaluate_refreshes_the_report_of_the_run(trained, tiny_cohort, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained[0], workdir)
-    before = (workdir / "report.html").read_text()
+    before = (workdir / "report.html").read_text(encoding="utf-8")
     assert "Not scored yet" in before
     words = [f"--workdir={workdir}", f"--data_dir={tiny_cohort}"]
     # Elsewhere: the report still shows metrics.json of the run, of which there is none.
     done = run("semisam_tf.evaluate", *words, f"--cases={tiny_cohort}/test.list", f"--output={tmp_path}/other.json")
     assert done.returncode == 0, done.stderr
     assert "Report:" not in done.stdout
-    assert (workdir / "report.html").read_text() == before
+    assert (workdir / "report.html").read_text(encoding="utf-8") == before
     # case1 was trained on without its label, so SAM may have a target of it.
     (tmp_path / "cases").write_text("case1\n")
     done = run("semisam_tf.evaluate", *words, f"--cases={tmp_path}/cases")

@@ -127,7 +127,7 @@ def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, re
     # No step of the history is there twice, and none is missing.
     assert [entry["step"] for entry in history_of(killed)] == list(range(1, STEPS + 1))
     assert history_of(killed) == history_of(whole)
-    assert f"finished after {STEPS} steps" in (killed / "report.html").read_text()
+    assert f"finished after {STEPS} steps" in (killed / "report.html").read_text(encoding="utf-8")
     if sam_mode != "off":
         assert json.loads((killed / "result.json").read_text())["sam"]["prompts_decoded"] > 0
 

@@ -301,7 +301,7 @@ def test_the_command_writes_it_anew_and_names_what_is_missing(make_run, tmp_path
     workdir = make_run({}, CASES)
     assert main([f"--workdir={workdir}"]) == 0
     assert capsys.readouterr().out == f"Report: {workdir / 'report.html'}\n"
-    assert (workdir / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (workdir / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert main([f"--workdir={tmp_path}"]) == 1
     assert "run.json is missing" in capsys.readouterr().err
     (workdir / "metrics.json").write_text("{")

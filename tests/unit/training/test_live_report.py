@@ -72,7 +72,7 @@ def test_a_run_without_sam_has_no_sam_in_its_entries(training, tmp_path):
     record(report, training, 20)
     report.write()
     assert "sam" not in read_history(tmp_path / "history.jsonl")[0]
-    assert "0.1 at step 20" in (tmp_path / "report.html").read_text()
+    assert "0.1 at step 20" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "overlays").exists()
 
 
@@ -107,7 +107,7 @@ def test_sam_is_drawn_for_the_first_scans_where_it_marked_most(training, tmp_pat
     assert cut["outlines"].keys() == {"teacher", "sam"}
     assert all(cut["outlines"].values())
     assert (cases[0]["taught_share"], cases[0]["mean_weight"], cases[0]["step"]) == (1.0, 0.5, 1)
-    assert "xy, z = 5" in (tmp_path / "report.html").read_text()
+    assert "xy, z = 5" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("broken", ["history", "report", "picture"])

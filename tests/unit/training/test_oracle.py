@@ -27,7 +27,10 @@ class Branch:
 
     def target(self, image, class_probs, **_):
         self.asked.append((image[..., 0], class_probs))
-        return SamTarget(class_probs, np.ones(image.shape[:3], np.float32), SCORES)
+        return SamTarget(class_probs, np.ones(image.shape[:3], np.float32), SCORES, class_probs)
+
+    def counts(self):
+        return self.session.counts()
 
 
 def never(image):

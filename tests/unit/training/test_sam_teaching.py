@@ -150,7 +150,7 @@ def test_a_failed_call_costs_its_scan_the_weight_until_the_next_visit_and_nothin
     mode, stream, unlabelled, caplog
 ):
     sam = teaching(dataclasses.replace(CONFIG, sam_mode=mode), unlabelled)
-    sam.branch.broken = {2}  # of the first batch, the second unlabelled item
+    sam.sam.broken = {2}  # of the first batch, the second unlabelled item
     batch = stream.batch(0)
     probs, weight = sam.targets(0, batch)
     np.testing.assert_allclose(weight[0], 0.6 * (batch.images[1, ..., 0] > 0), rtol=1e-6)
@@ -167,7 +167,7 @@ def test_a_failed_call_costs_its_scan_the_weight_until_the_next_visit_and_nothin
 
 def test_a_failed_refresh_forgets_the_old_target(stream, unlabelled):
     sam = teaching(CONFIG, unlabelled)
-    sam.branch.broken = {3}  # visits 0 and 1 of both scans take two calls
+    sam.sam.broken = {3}  # visits 0 and 1 of both scans take two calls
     for t in range(2):
         assert sam.targets(t, stream.batch(t))[1][0].any()
     assert not sam.targets(2, stream.batch(2))[1][0].any()
@@ -175,7 +175,7 @@ def test_a_failed_refresh_forgets_the_old_target(stream, unlabelled):
 
 def test_a_sam_that_only_fails_ends_the_run(stream, unlabelled):
     sam = teaching(CONFIG, unlabelled)
-    sam.branch.broken = set(range(100))
+    sam.sam.broken = set(range(100))
     for t in range(MOST_FAILURES // 2 - 1):
         sam.targets(t, stream.batch(t))
     with pytest.raises(RuntimeError, match=f"in s\\..*{MOST_FAILURES} failures in a row.*no memory.*last checkpoint"):
@@ -184,7 +184,7 @@ def test_a_sam_that_only_fails_ends_the_run(stream, unlabelled):
 
 def test_an_answer_between_failures_starts_the_count_anew(stream, unlabelled):
     sam = teaching(dataclasses.replace(CONFIG, sam_mode="online"), unlabelled)
-    sam.branch.broken = set(range(100)) - {MOST_FAILURES, 2 * MOST_FAILURES}
+    sam.sam.broken = set(range(100)) - {MOST_FAILURES, 2 * MOST_FAILURES}
     for t in range(MOST_FAILURES):
         sam.targets(t, stream.batch(t))
     assert sam.summary()["failed_targets"] == 2 * MOST_FAILURES - 2
