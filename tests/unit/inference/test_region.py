@@ -34,13 +34,13 @@ def scan(label=None):
 
 
 def bright(n_classes=2):
-    """Logits that call class 1 what is brighter than the mean of a scan, and nothing class 2."""
+    """Logits that call class 1 what is 3 standard deviations brighter than the mean of a scan, and nothing class 2."""
     image = keras.Input((None, None, None, 1))
     layer = keras.layers.Conv3D(n_classes, 1)
     model = keras.Model(image, layer(image))
     kernel = np.zeros((1, 1, 1, 1, n_classes), np.float32)
-    kernel[..., 1] = 10
-    layer.set_weights([kernel, np.array([0, -10, -100][:n_classes], np.float32)])
+    kernel[..., 1] = 40
+    layer.set_weights([kernel, np.array([0, -120, -1000][:n_classes], np.float32)])
     return model
 
 
