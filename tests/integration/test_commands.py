@@ -30,7 +30,7 @@ def trained(tiny_cohort, tiny_sam, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     done = run(
         "semisam_tf.train", f"--data_dir={tiny_cohort}", f"--workdir={workdir}", *FAST, "--sam_mode=cached",
-        f"--sam_dir=absent,{tiny_sam}",
+        f"--sam_dir={tiny_sam}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return workdir, done.stderr

@@ -15,6 +15,7 @@ from semisam_tf.data.volumes import find_case, load_volume
 from semisam_tf.evaluate import EvaluateConfig, evaluate
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.serving.save import SaveConfig, save
+from semisam_tf.training.targets import mask_of
 
 STEPS = 90
 # What so short a run has learnt; the spine, a tenth of a lung, takes the length of the flagfile (docs/multiclass.md).
@@ -86,8 +87,8 @@ def test_the_saved_model_writes_predicts_mask(data, run, tmp_path):
 def test_sams_target_has_every_class_in_its_place(run):
     with h5py.File(run / "checkpoints" / f"step_{STEPS:08d}.h5") as file:
         targets = {item.attrs["name"]: item[()] for item in file["sam"].values()}
-    assert set(targets) == {"mask/subject_02", "weight/subject_02"}
-    mask = targets["mask/subject_02"]
+    assert set(targets) == {"probs/subject_02", "weight/subject_02"}
+    mask = mask_of(targets["probs/subject_02"])
     assert set(np.unique(mask)) >= {0, *LEARNT}
     assert_in_place(mask)
     assert targets["weight/subject_02"].any()

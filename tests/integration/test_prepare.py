@@ -17,6 +17,8 @@ from semisam_tf.data.itk import write_image
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import find_case, load_volume
 
+# Keras' own, when it saves weights.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SIZE = (26, 24, 20)
 AFFINE = np.array([[1.0, 0, 0, -30], [0, 1.0, 0, -200], [0, 0, 1.5, 700], [0, 0, 0, 1]])
 
