@@ -51,14 +51,13 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     from semisam_tf.training.rounds import make_targets
 
     run = read_run(Path(config.workdir))
-    same = [field.name for field in dataclasses.fields(config) if field.name.startswith("sam_")]
-    settings = dataclasses.replace(
-        run["config"],
-        **{name: getattr(config, name) for name in same},
-        data_dir=config.data_dir or run["config"].data_dir,
-        sam_mode="offline",
-        sam_cache_dir=config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
-    )
+    same = {name: value for name, value in dataclasses.asdict(config).items() if name.startswith("sam_")}
+    changes = same | {
+        "data_dir": config.data_dir or run["config"].data_dir,
+        "sam_mode": "offline",
+        "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
+    }
+    settings = dataclasses.replace(run["config"], **changes)
     cases = read_cases(config.cases) if config.cases else run["unlabelled"]
     if not cases:
         raise OptionError("--cases is needed: the run had no unlabelled cases.")
