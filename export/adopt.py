@@ -198,7 +198,8 @@ def _outputs(
 
 
 def _try_out(folder: Path) -> None:
-    """Two prompts of each kind on a picture of noise: the masks must be there, finite, and of the manifest's shapes.
+    """Two prompts of each kind on a picture of noise: the masks must be there, finite, and of the manifest's shapes,
+    which the session sees to.
 
     Raises:
         ValueError: They are not.
@@ -218,10 +219,9 @@ def _try_out(folder: Path) -> None:
             "mask": Prompts(points=points if manifest.prompts["point"] else None,
                             boxes=None if manifest.prompts["point"] else boxes, masks=masks),
         }  # fmt: skip
-        answers = [session.decode(embedding, tried[kind]) for kind, takes in manifest.prompts.items() if takes]
+        for kind, takes in manifest.prompts.items():
+            if takes:
+                session.decode(embedding, tried[kind])
     except Exception as error:
         # ONNX Runtime's own exceptions have no common class.
         raise ValueError(f"Expected the adopted graphs to run. Received: {str(error).strip()[:300]}") from error
-    arrays = [embedding, *(array for answer in answers for array in answer)]
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("Expected finite embeddings and masks of the adopted graphs. Received: not-a-number.")
