@@ -10,6 +10,8 @@ from typing import Any
 
 # Before any test module imports TensorFlow, NumPy or torch: they read these once. Subprocesses inherit them.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# As the commands have it: a test that imports TensorFlow before semisam_tf would get other kernels.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
