@@ -26,10 +26,11 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def help_of(command: str) -> str:
-    """What `python -m <command> --help` prints."""
+    """What `python -m <command> --help` prints, without where the clone lies."""
     environment = os.environ | {"PYTHONPATH": str(REPO), "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
     words = [sys.executable, "-m", command, "--help"]
-    return subprocess.run(words, cwd=REPO, env=environment, capture_output=True, encoding="utf-8", check=True).stdout
+    done = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, encoding="utf-8", check=True)
+    return done.stdout.replace(f"{REPO}/", "")
 
 
 def reference() -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semisam_tf.data.augment_config import AugmentConfig
-from semisam_tf.data.intensity import augment_intensity, change_gamma, multiply_field
+from semisam_tf.data.intensity import augment_intensity, change_gamma, match_quantiles, multiply_field, scan_quantiles
 
 
 def patch(channels: int = 1) -> np.ndarray:
@@ -120,3 +120,13 @@ def test_the_field_of_one_linear_term_by_hand() -> None:
     # 19 terms have a degree of 1 to 3; the linear Legendre polynomial is y in [-1, 1] at voxel centres.
     expected = np.exp(0.6 / np.sqrt(19 / 3) * np.array([-0.75, -0.25, 0.25, 0.75]))
     np.testing.assert_allclose(got[1], np.repeat(expected[:, None], 3, axis=1), rtol=1e-5)
+
+
+def test_quantiles_of_another_scan_are_taken_over_by_share() -> None:
+    own, other = np.linspace(0, 1, 64, dtype=np.float32), np.linspace(10, 12, 64, dtype=np.float32)
+    patch = own.reshape(4, 4, 4, 1)
+    quantiles = [scan_quantiles(values.reshape(4, 4, 4, 1)) for values in (own, other)]
+    whole = match_quantiles(patch, *quantiles, 1.0)
+    np.testing.assert_allclose(whole.ravel(), other, atol=1e-4)
+    np.testing.assert_array_equal(match_quantiles(patch, *quantiles, 0.0), patch)
+    np.testing.assert_allclose(match_quantiles(patch, *quantiles, 0.5), (patch + whole) / 2, atol=1e-5)
