@@ -53,7 +53,7 @@ def run(name: str, runs: Path) -> None:
     ]
     for words in ([*train, f"--workdir={workdir}", f"--data_dir={DATA_DIR}"], score):
         subprocess.run([sys.executable, *words], cwd=REPO, check=True)
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
     result = {
         "row": name,
         "command": "python " + " ".join(train),
@@ -62,13 +62,13 @@ def run(name: str, runs: Path) -> None:
         "n_empty": metrics["n_empty"],
         "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
         "coarse_to_fine": metrics.get("coarse_to_fine"),
-        "training": json.loads((workdir / "result.json").read_text()),
+        "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
         **time_scans(workdir),
         "machine": describe(("keras", "numpy")),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS / f".{name}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(RESULTS / f"{name}.json")
 
 
@@ -101,7 +101,7 @@ def table() -> str:
     for name in ROWS:
         path = RESULTS / f"{name}.json"
         if path.is_file():
-            lines.append(_line(json.loads(path.read_text())))
+            lines.append(_line(json.loads(path.read_text(encoding="utf-8"))))
     return "\n".join(lines)
 
 

@@ -70,7 +70,7 @@ def write(result: dict[str, Any]) -> None:
     """One JSON per run."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS / f".{result['run']}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(RESULTS / f"{result['run']}.json")
 
 
@@ -78,7 +78,7 @@ def table() -> str:
     """Markdown table of all results present."""
     lines = ["| run | scans | Dice % | confidence % | rank correlation (p) |", "|---|---|---|---|---|"]
     for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         spans = [
             f"{100 * min(values):.1f} to {100 * max(values):.1f}"
             for values in (result["dice"].values(), result["confidence"].values())

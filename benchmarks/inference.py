@@ -229,17 +229,17 @@ def write(result: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{result['run']}_{result['procedure']}.json"
     if path.is_file():
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         if len(old["dice"]) > len(result["dice"]):
             result |= {"dice": old["dice"], "mean_dice": old["mean_dice"]}
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(path)
 
 
 def table() -> str:
     """Markdown table of all results present, one block per run; times are ratios to the published procedures' too."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     results.sort(key=lambda r: (r["run"], list(PROCEDURES).index(r["procedure"])))
     lines = [
         "| run | procedure | windows | s a scan | x published | x published_mm | x published_full | Dice % (scans) "
@@ -272,7 +272,7 @@ def main(argv: list[str]) -> None:
     if not _PRINT_ONLY.value:
         if not _WORKDIR.value or not _DATA_DIR.value:
             raise app.UsageError("--workdir and --data_dir are needed.")
-        cases = Path(_CASES.value).read_text().split()
+        cases = Path(_CASES.value).read_text(encoding="utf-8").split()
         context = multiprocessing.get_context("spawn")
         if _CONFIDENCE.value:
             confidence.write(confidence.measure(_WORKDIR.value, _DATA_DIR.value, cases))

@@ -86,8 +86,8 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         began_s = time.monotonic()
         subprocess.run(["nice", "-n", "5", sys.executable, *words], cwd=REPO, check=True)
         seconds.append(round(time.monotonic() - began_s, 1))
-    metrics = json.loads((workdir / "metrics.json").read_text())
-    record = json.loads((workdir / "run.json").read_text())
+    metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     result = {
         "method": row.method,
         "labeled": int(row.labeled),
@@ -98,7 +98,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         "n_empty": metrics["n_empty"],
         "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
         "model": metrics["model"],
-        "training": json.loads((workdir / "result.json").read_text()),
+        "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
         "train_wall_s": seconds[0],
         "evaluate_wall_s": seconds[1],
         "git_commit": record["git_commit"],
@@ -107,7 +107,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS / f".{row.name}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(RESULTS / f"{row.name}.json")
 
 
@@ -117,7 +117,7 @@ def table() -> str:
         "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | min (SAM) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     order = [*METHODS, CONFIG]
     results.sort(key=lambda r: (r["labeled"], order.index(r["method"]), r["seed"]))
     for (labeled, method), group in itertools.groupby(results, key=lambda r: (r["labeled"], r["method"])):

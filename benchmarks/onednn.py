@@ -55,7 +55,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
     without, with_it = zip(*[(step_s("0"), step_s("1")) for _ in range(_TURNS.value)], strict=True)
     ratios = [slow / fast for slow, fast in zip(without, with_it, strict=True)]
-    flags_of_cpu = [word for word in Path("/proc/cpuinfo").read_text().split() if word.startswith("avx")]
+    flags_of_cpu = [
+        word for word in Path("/proc/cpuinfo").read_text(encoding="utf-8").split() if word.startswith("avx")
+    ]
     result = {
         "without_s": without,
         "with_s": with_it,
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS / ".step.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(RESULTS / "step.json")
     sys.stdout.write(
         f"without oneDNN {statistics.median(without):.2f} s a step, with it {statistics.median(with_it):.2f} s: "

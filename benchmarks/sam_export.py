@@ -166,14 +166,14 @@ def _encode_and_watch(encoder: Path, shape: tuple[int, ...]) -> int:
     session = open_session(encoder, threads=THREADS)
     images = np.zeros(shape, np.float32)
     # Linux: "5" sets the high-water mark back to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _high_water_mib()
     session.run(None, {"images": images})
     return round(_high_water_mib() - before)
 
 
 def _high_water_mib() -> float:
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -184,7 +184,7 @@ def table() -> str:
         "| 16 prompts: torch, 16 calls, 1 call, roofline | 1 call times as fast as torch, as 16 calls | size |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
     return "\n".join([*lines, *(_line(results[name]) for name in ROWS if name in results)])
 
 
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> None:
             result = measure(name, _TURNS.value, Path(_RUNS.value), _SCAN.value)
             RESULTS.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".partial")
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             temporary.rename(path)
     sys.stdout.write(table() + "\n")
 

@@ -212,7 +212,7 @@ def ratios(seconds: dict[str, list[list[float]]], way: str) -> list[float]:
 
 def table() -> str:
     """Markdown tables of all results present: times, memory."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     lines = [
         "| run | way | s a scan | x predict (range of turns) | difference in probability | mask voxels differing |",
         "|---|---|---|---|---|---|",
@@ -263,10 +263,10 @@ def write(result: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{result['run']}.json"
     if path.is_file():
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         result = old | result | {"machine": old["machine"] | result["machine"]}
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(path)
 
 
@@ -302,7 +302,7 @@ def main(argv: list[str]) -> None:
     if not _PRINT_ONLY.value:
         if not _WORKDIR.value or not _DATA_DIR.value:
             raise app.UsageError("--workdir and --data_dir are needed.")
-        cases = Path(_CASES.value).read_text().split()[: _SCANS.value]
+        cases = Path(_CASES.value).read_text(encoding="utf-8").split()[: _SCANS.value]
         measure(Path(_WORKDIR.value), cases, _MEASURE.value)
     sys.stdout.write(table() + "\n")
 

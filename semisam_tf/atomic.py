@@ -122,4 +122,4 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """Writes JSON (no NaN or infinity: they are not JSON)."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

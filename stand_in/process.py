@@ -31,10 +31,10 @@ class StandIn:
 
     def forget_peak(self) -> None:
         """Has `peak_bytes` count from now on."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5", encoding="utf-8")
 
     def _status(self, field: str) -> int:
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
@@ -50,13 +50,13 @@ def running(models: Mapping[str, Path], log: Path) -> Iterator[StandIn]:
         RuntimeError: It did not start, or ended with an error.
     """
     command = [sys.executable, str(SERVER), *(f"{name}={folder.resolve()}" for name, folder in models.items())]
-    with log.open("w") as errors, subprocess.Popen(
+    with log.open("w", encoding="utf-8") as errors, subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=log.parent
     ) as process:  # fmt: skip
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line:
-                raise RuntimeError(f"Expected the stand-in's ports. Received: {log.read_text()}")
+                raise RuntimeError(f"Expected the stand-in's ports. Received: {log.read_text(encoding='utf-8')}")
             yield StandIn(**json.loads(line), pid=process.pid)
         finally:
             if process.stdin:

@@ -122,7 +122,7 @@ def write_sam_double(
         created_with={},
     )
     manifest = dataclasses.replace(manifest, **changes)
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict()))
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict()), encoding="utf-8")
     return manifest
 
 

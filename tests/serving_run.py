@@ -28,8 +28,8 @@ def write_run(folder, channels=1, orientation=None, **changes):
         "config": config.to_dict(), "channels": channels, "orientation": orientation, "labelled": ["a"],
         "unlabelled": ["b", "c"], "git_commit": "0123abc", "versions": {"keras": "3"},
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "result.json").write_text(json.dumps({"sam": None}))
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps({"sam": None}), encoding="utf-8")
     image = scan((16, 16, 16), channels)[None]
     for name in ("student", "teacher"):
         model = network_of(config, channels, name)

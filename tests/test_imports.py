@@ -315,6 +315,19 @@ def unpickles(node: ast.Call) -> str:
     return ""
 
 
+def text_of_the_locale(root: Path) -> list[str]:
+    """Files read or written as text in whatever encoding the machine's locale has; ruff knows few of them."""
+    return [
+        f"{source.key}:{node.lineno}: {node.func.attr} without encoding"
+        for source in read_sources(root).values()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"read_text", "write_text"}
+        and "encoding" not in {keyword.arg for keyword in node.keywords}
+    ]
+
+
 def missing_package_files(root: Path) -> list[str]:
     """Folders that setup.py's find_packages would leave out of the wheel, and test folders that are packages."""
     found = []
@@ -346,6 +359,7 @@ SOURCE_RULES = [
     labels_past_the_record,
     heavy_entry_points,
     unpickling,
+    text_of_the_locale,
     missing_package_files,
 ]
 
@@ -425,6 +439,8 @@ BREAKS = [
         "train > semisam_tf/data",
     ),
     ("export/sam.py", "import torch\n" + IF_MAIN, heavy_entry_points, "export/sam:1: torch"),
+    ("semisam_tf/data/splits.py", "path.read_text()", text_of_the_locale, "data/splits:1: read_text without encoding"),
+    ("tests/unit/test_a.py", "p.write_text('x', 'utf-8')", text_of_the_locale, "write_text without encoding"),
     ("semisam_tf/data/splits.py", "import pickle", unpickling, "pickle must not be imported"),
     ("semisam_tf/data/splits.py", "np.load(path, allow_pickle=True)", unpickling, "np.load with allow_pickle"),
     ("semisam_tf/data/splits.py", "np.load(path, allow_pickle=flag)", unpickling, "np.load with allow_pickle"),
@@ -468,7 +484,7 @@ def test_a_big_file_is_noticed(tmp_path: Path) -> None:
     if shutil.which("git") is None:
         pytest.skip("no git")
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    (tmp_path / ".gitignore").write_text("/models/\n")
+    (tmp_path / ".gitignore").write_text("/models/\n", encoding="utf-8")
     (tmp_path / "models").mkdir()
     for name, size in {"small.npz": 1024**2, "large.npz": 1024**2 + 1, "models/sam.onnx": 2 * 1024**2}.items():
         (tmp_path / name).write_bytes(b"\0" * size)

@@ -26,14 +26,17 @@ def memory_bytes(
     None where the system does not say.
     """
     try:
-        lines = Path(meminfo).read_text().splitlines()
+        lines = Path(meminfo).read_text(encoding="utf-8").splitlines()
         values = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.endswith("kB")}
         free, total = values["MemAvailable"], values["MemTotal"]
     except (OSError, ValueError, KeyError, IndexError):
         return None
     for limit_file, used_file in cgroup_files:
         try:
-            limit, used = int(Path(limit_file).read_text()), int(Path(used_file).read_text())
+            limit, used = (
+                int(Path(limit_file).read_text(encoding="utf-8")),
+                int(Path(used_file).read_text(encoding="utf-8")),
+            )
         except (OSError, ValueError):  # no such control group, or "max": no limit
             continue
         free, total = min(free, max(0, limit - used)), min(total, limit)

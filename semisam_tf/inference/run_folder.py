@@ -25,7 +25,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
             f"Expected a training run in {workdir}: {path} is missing. Train it, or name another folder."
         )
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"Expected the JSON that training writes in {path}. Received: {error}. {REMEDY}") from error
     missing = [key for key in ("config", "channels") if not isinstance(record, dict) or key not in record]
@@ -48,7 +48,7 @@ def read_result(workdir: Path) -> dict[str, Any]:
             f"Expected {path}, which training writes at its end. Run the train command again: it goes on from the last "
             "checkpoint."
         )
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run_id_of(record: dict[str, Any]) -> str:

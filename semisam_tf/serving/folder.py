@@ -73,7 +73,7 @@ def write_server_files(output: Path, name: str) -> None:
     """Writes `models.config` and `compose.yaml` beside the versions; the server looks at folders with numbers only."""
     for filename, text in (("models.config", _MODELS_CONFIG), ("compose.yaml", _COMPOSE)):
         with replacing(output / filename) as temporary:
-            temporary.write_text(text.format(name=name, image=IMAGE, folder=output))
+            temporary.write_text(text.format(name=name, image=IMAGE, folder=output), encoding="utf-8")
 
 
 def next_version(output: Path) -> int:

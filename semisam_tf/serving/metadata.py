@@ -72,7 +72,7 @@ def _metrics(workdir: Path, which: str) -> dict[str, Any] | None:
     path = workdir / "metrics.json"
     if not path.is_file():
         return None
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text(encoding="utf-8"))
     if report.get("model") != which:
         return None
     return {

@@ -22,7 +22,7 @@ def selftest_of(config: Config, ensemble: SamEnsemble, labelled: list[Volume]) -
     workdir = Path(config.workdir)
     path = workdir / SELFTEST_FILE
     if path.is_file():
-        found = SelfTest.from_dict(json.loads(path.read_text()))
+        found = SelfTest.from_dict(json.loads(path.read_text(encoding="utf-8")))
     else:
         logging.info("SAM self-test on %d labelled scans.", len(labelled))
         scans = [(v.case_id, v.image, v.label, v.spacing_mm) for v in labelled if v.label is not None]

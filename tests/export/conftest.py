@@ -29,7 +29,7 @@ def broken_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("broken")
     for name in ("timm", "torchvision"):
         (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(BROKEN)
+        (folder / name / "__init__.py").write_text(BROKEN, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
 

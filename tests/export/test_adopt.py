@@ -283,7 +283,7 @@ def test_command_adopts_without_torch(files: tuple[Path, Path], repo_root: Path,
     assert result.returncode == 0, result.stderr
     assert "mine in" in result.stdout
     assert "assumed" in result.stderr
-    values = json.loads((tmp_path / "sam" / "manifest.json").read_text())
+    values = json.loads((tmp_path / "sam" / "manifest.json").read_text(encoding="utf-8"))
     assert values["scaling"]["clip_percentiles"] == [2, 98]
     np.testing.assert_allclose(values["scaling"]["mean"], [1 / 255, 2 / 255, 3 / 255])
     np.testing.assert_allclose(values["scaling"]["std"], STD / 255)

@@ -54,7 +54,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     family = sam_vit.load(random_seed=0, variant="vit_b", **SIZES)
     write_graphs(family, folder)
     values = {**described(family, 17), "sha256": sha256_of(folder)}
-    (folder / "manifest.json").write_text(json.dumps(values))
+    (folder / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
     return folder
 
 

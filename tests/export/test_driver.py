@@ -29,7 +29,7 @@ def exported(family: Family, folder: Path) -> SamSession:
     """The graphs as the command writes them, without its comparisons."""
     write_graphs(family, folder)
     values = {**described(family, 17), "sha256": sha256_of(folder)}
-    (folder / MANIFEST_FILE).write_text(json.dumps(values))
+    (folder / MANIFEST_FILE).write_text(json.dumps(values), encoding="utf-8")
     return SamSession(folder)
 
 

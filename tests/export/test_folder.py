@@ -22,7 +22,7 @@ def names(path: Path) -> list[str]:
 def test_folder_takes_its_place_whole_and_readable(tmp_path: Path) -> None:
     output = tmp_path / "new" / "sam"
     with replacing_folder(output) as staging:
-        (staging / "a").write_text("new")
+        (staging / "a").write_text("new", encoding="utf-8")
         assert not output.exists()
     assert names(output) == ["a"]
     assert names(output.parent) == ["sam"]
@@ -31,7 +31,7 @@ def test_folder_takes_its_place_whole_and_readable(tmp_path: Path) -> None:
 
 def interrupted(output: Path, error: type[BaseException]) -> None:
     with replacing_folder(output) as staging:
-        (staging / "a").write_text("half")
+        (staging / "a").write_text("half", encoding="utf-8")
         raise error
 
 
@@ -39,18 +39,18 @@ def interrupted(output: Path, error: type[BaseException]) -> None:
 def test_interrupted_block_leaves_nothing_and_the_old_export(tmp_path: Path, error: type[BaseException]) -> None:
     old, new = tmp_path / "old", tmp_path / "made" / "for" / "it"
     old.mkdir()
-    (old / "a").write_text("old")
+    (old / "a").write_text("old", encoding="utf-8")
     for output in (old, new):
         with pytest.raises(error):
             interrupted(output, error)
     assert names(tmp_path) == ["old"]
-    assert (old / "a").read_text() == "old"
+    assert (old / "a").read_text(encoding="utf-8") == "old"
 
 
 def test_failed_move_puts_the_old_export_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "sam"
     output.mkdir()
-    (output / "a").write_text("old")
+    (output / "a").write_text("old", encoding="utf-8")
     real = os.rename
 
     def rename(source: Path, target: Path) -> None:
@@ -60,9 +60,9 @@ def test_failed_move_puts_the_old_export_back(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OSError, match="disk full"), replacing_folder(output) as staging:
-        (staging / "a").write_text("new")
+        (staging / "a").write_text("new", encoding="utf-8")
     assert names(tmp_path) == ["sam"]
-    assert (output / "a").read_text() == "old"
+    assert (output / "a").read_text(encoding="utf-8") == "old"
 
 
 def test_what_a_killed_export_left_is_swept(tmp_path: Path) -> None:
@@ -70,10 +70,10 @@ def test_what_a_killed_export_left_is_swept(tmp_path: Path) -> None:
     left = [f".sam.partial.{dead}.x", f".sam.partial.{alive}.y", ".other.partial.1.z", f".sam.partial.{dead}.x.old"]
     for name in left:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "a").write_text(name)
+        (tmp_path / name / "a").write_text(name, encoding="utf-8")
     (tmp_path / "sam").mkdir()
     with replacing_folder(tmp_path / "sam") as staging:
-        (staging / "a").write_text("new")
+        (staging / "a").write_text("new", encoding="utf-8")
     assert names(tmp_path) == sorted([f".sam.partial.{alive}.y", ".other.partial.1.z", "sam"])
 
 
@@ -86,7 +86,7 @@ def test_export_that_died_while_replacing_is_put_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "encoder.onnx.data", "decoder.onnx.data", "manifest.json"])
 def test_files_of_an_export_may_be_replaced(tmp_path: Path, name: str) -> None:
-    (tmp_path / "manifest.json").write_text('{"format": 0}')
+    (tmp_path / "manifest.json").write_text('{"format": 0}', encoding="utf-8")
     (tmp_path / name).touch()
     check_output(tmp_path)
 
@@ -97,7 +97,7 @@ def test_graphs_without_an_exports_manifest_may_not(tmp_path: Path, manifest: st
     for name in ("encoder.onnx", "decoder.onnx"):
         (tmp_path / name).touch()
     if manifest is not None:
-        (tmp_path / "manifest.json").write_text(manifest)
+        (tmp_path / "manifest.json").write_text(manifest, encoding="utf-8")
     with pytest.raises(ValueError, match=r"earlier export.*'decoder\.onnx', 'encoder\.onnx'"):
         check_output(tmp_path)
 

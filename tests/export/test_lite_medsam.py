@@ -101,7 +101,7 @@ def test_boxes_of_the_true_mask_find_the_atrium(lite_medsam: Export, la_dir: Pat
     # A test of the tool, with boxes from a label: training never does this.
     import h5py
 
-    case_id = (la_dir / "train.list").read_text().split()[60]
+    case_id = (la_dir / "train.list").read_text(encoding="utf-8").split()[60]
     with h5py.File(la_dir / case_id / "mri_norm2.h5") as file:
         label = file["label"][:] > 0
         area = label.sum(axis=(0, 1))

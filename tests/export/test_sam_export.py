@@ -51,7 +51,7 @@ def test_good_export_is_whole_and_verified(tmp_path: Path, offer: Callable[..., 
     offer()
     values = export.sam.export("tiny", tmp_path / "sam")
     manifest = load_manifest(tmp_path / "sam")
-    assert manifest.to_dict() == values == json.loads((tmp_path / "sam" / "manifest.json").read_text())
+    assert manifest.to_dict() == values == json.loads((tmp_path / "sam" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest.encoder_inputs["images"].shape == ("n", 1, 8, 8)
     assert set(manifest.created_with) == {"torch", "onnx", "onnxruntime", "numpy"}
     assert [path.name for path in tmp_path.iterdir()] == ["sam"]
@@ -152,8 +152,8 @@ def test_export_that_is_not_good_is_replaced(tmp_path: Path, offer: Callable[...
     elif reason == "swapped file":
         (folder / "encoder.onnx").write_bytes((folder / "decoder.onnx").read_bytes())
     else:
-        values = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps({**values, "exporter": "revision 0"}))
+        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        (folder / "manifest.json").write_text(json.dumps({**values, "exporter": "revision 0"}), encoding="utf-8")
     export.sam.export("tiny", folder)
     manifest = load_manifest(folder)
     assert manifest.source["sha256"] == ("b" if reason == "other weights" else "a") * 64
@@ -163,7 +163,7 @@ def test_export_that_is_not_good_is_replaced(tmp_path: Path, offer: Callable[...
 
 def test_folder_with_other_things_is_not_replaced(tmp_path: Path, offer: Callable[..., None]) -> None:
     offer()
-    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         export.sam.export("tiny", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

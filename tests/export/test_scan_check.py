@@ -53,7 +53,7 @@ def test_file_that_is_no_scan(tmp_path: Path, h5_scan: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"--verify_scan.*absent\.h5"):
         read_scan(tmp_path / "absent.h5")
     for name in ("a.h5", "a.nii.gz"):
-        (tmp_path / name).write_text("no scan")
+        (tmp_path / name).write_text("no scan", encoding="utf-8")
         with pytest.raises(ValueError, match=rf"HDF5 with a dataset.*{name}"):
             read_scan(tmp_path / name)
     with h5py.File(h5_scan, "a") as file:

@@ -25,7 +25,7 @@ def real_packages(folder: Path) -> dict[str, str]:
     """Packages of these names that work, but have nothing of what is asked of them."""
     for name in ("timm", "torchvision"):
         (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text("")
+        (folder / name / "__init__.py").write_text("", encoding="utf-8")
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 

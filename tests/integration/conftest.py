@@ -24,8 +24,8 @@ def tiny_cohort(tmp_path_factory):
         affine = np.diag([-0.8, -0.8, 1.5, 1.0])
         volume = Volume(name, image[..., None].astype(np.float32), label, (0.8, 0.8, 1.5), affine)
         save_volume_h5(folder / name / "mri_norm2.h5", volume)
-    (folder / "train.list").write_text("\n".join(names[:4]) + "\n")
-    (folder / "test.list").write_text(names[4] + "\n")
+    (folder / "train.list").write_text("\n".join(names[:4]) + "\n", encoding="utf-8")
+    (folder / "test.list").write_text(names[4] + "\n", encoding="utf-8")
     return folder
 
 

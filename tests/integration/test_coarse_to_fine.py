@@ -128,14 +128,14 @@ def test_the_organ_is_found_in_its_region(ball, tiny_cohort):
     assert report["mean"]["dice"] > 0.8
     assert report["coarse_to_fine"]["taken_whole"] == []
     assert 0.1 < report["coarse_to_fine"]["mean_region_share"] < 0.8
-    result = json.loads((ball / "result.json").read_text())
+    result = json.loads((ball / "result.json").read_text(encoding="utf-8"))
     assert result["coarse"]["steps"] == 60
     assert 0.1 < result["coarse"]["mean_region_share"] < 0.8
 
 
 def test_the_saved_model_looks_where_predict_looks(ball, tiny_cohort, tmp_path):
     folder = save(SaveConfig(workdir=str(ball), output=f"{tmp_path}/ball"))
-    facts = json.loads((folder / "assets.extra" / "model.json").read_text())
+    facts = json.loads((folder / "assets.extra" / "model.json").read_text(encoding="utf-8"))
     assert facts["coarse_to_fine"]["spacing_mm"] == [1.6, 1.6, 2.0]
     volume = load_volume(find_case(tiny_cohort, "case4"), with_label=False)
     predictor, _ = load_predictor(ball)

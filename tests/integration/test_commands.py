@@ -42,7 +42,7 @@ def test_train_leaves_what_readme_lists(trained):
     expected = {"run.json", "checkpoints", "tensorboard", "student.weights.h5", "teacher.weights.h5", "result.json"}
     assert expected | {"history.jsonl", "report.html"} <= names
     assert not [name for name in names if "partial" in name]
-    record, result = (json.loads((workdir / name).read_text()) for name in ("run.json", "result.json"))
+    record, result = (json.loads((workdir / name).read_text(encoding="utf-8")) for name in ("run.json", "result.json"))
     assert record["labelled"] == ["case0"]
     assert record["unlabelled"] == ["case1", "case2", "case3"]
     assert record["config"]["patch_size"] == [16, 16, 16]
@@ -76,14 +76,14 @@ def test_evaluate_needs_no_list_and_no_sam(trained, tiny_cohort, tmp_path):
     data.mkdir()
     (data / "case4").symlink_to(tiny_cohort / "case4")
     cases = tmp_path / "cases.txt"
-    cases.write_text("case4\n")
+    cases.write_text("case4\n", encoding="utf-8")
     output, masks = tmp_path / "out" / "metrics.json", tmp_path / "masks"
     done = run(
         "semisam_tf.evaluate", f"--workdir={workdir}", f"--data_dir={data}", f"--cases={cases}", f"--output={output}",
         f"--save_masks={masks}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = json.loads(output.read_text())
+    report = json.loads(output.read_text(encoding="utf-8"))
     assert set(report) >= {"cases", "mean", "std", "n_empty", "model"}
     assert [case["case_id"] for case in report["cases"]] == ["case4"]
     assert set(report["cases"][0]) == {"case_id", "dice", "jaccard", "hd95_mm", "asd_mm", "assd_mm"}
@@ -106,13 +106,13 @@ def test_evaluate_refreshes_the_report_of_the_run(trained, tiny_cohort, tmp_path
     assert "Report:" not in done.stdout
     assert (workdir / "report.html").read_text(encoding="utf-8") == before
     # case1 was trained on without its label, so SAM may have a target of it.
-    (tmp_path / "cases").write_text("case1\n")
+    (tmp_path / "cases").write_text("case1\n", encoding="utf-8")
     done = run("semisam_tf.evaluate", *words, f"--cases={tmp_path}/cases")
     assert done.returncode == 0, done.stderr
     assert f"Report: {workdir / 'report.html'}" in done.stdout
-    page, metrics = ((workdir / name).read_text() for name in ("report.html", "metrics.json"))
+    page, metrics = ((workdir / name).read_text(encoding="utf-8") for name in ("report.html", "metrics.json"))
     assert f'data-value="{json.loads(metrics)["cases"][0]["dice"]!r}"' in page
-    overlay = json.loads((workdir / "overlays" / "scored.json").read_text())["cases"][0]
+    overlay = json.loads((workdir / "overlays" / "scored.json").read_text(encoding="utf-8"))["cases"][0]
     assert overlay["dice"]["teacher"] == json.loads(metrics)["mean"]["dice"]
     assert overlay["cuts"][0]["outlines"].keys() == {"truth", "teacher", "student", "sam"}
     assert "Only: " in page
@@ -165,8 +165,8 @@ def test_quickstart_makes_its_cohort_and_names_the_export_command(repo_root, tmp
     )  # fmt: skip
     assert done.returncode == 1
     assert f"python -m export.sam --family=lite_medsam --output={tmp_path}/absent" in done.stderr
-    assert len((tmp_path / "data" / "train.list").read_text().split()) == 8
-    assert len((tmp_path / "data" / "test.list").read_text().split()) == 4
+    assert len((tmp_path / "data" / "train.list").read_text(encoding="utf-8").split()) == 8
+    assert len((tmp_path / "data" / "test.list").read_text(encoding="utf-8").split()) == 4
 
 
 def test_three_classes_and_two_channels_end_to_end(tiny_sam, tmp_path):
@@ -181,8 +181,8 @@ def test_three_classes_and_two_channels_end_to_end(tiny_sam, tmp_path):
         image = np.stack([label == 1, label == 2], axis=-1) * 3.0 + rng.normal(0, 0.3, (20, 20, 20, 2))
         volume = Volume(name, image.astype(np.float32), label, (1.0, 1.0, 2.0), np.diag([1.0, 1, 2, 1]))
         save_volume_h5(tmp_path / name / "mri_norm2.h5", volume)
-    (tmp_path / "train.list").write_text("a\nb\n")
-    (tmp_path / "test.list").write_text("c\n")
+    (tmp_path / "train.list").write_text("a\nb\n", encoding="utf-8")
+    (tmp_path / "test.list").write_text("c\n", encoding="utf-8")
     common = [f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run"]
     done = run(
         "semisam_tf.train", *common, *FAST, "--n_classes=3", "--max_steps=40", "--optimizer=adamw",
@@ -190,12 +190,12 @@ def test_three_classes_and_two_channels_end_to_end(tiny_sam, tmp_path):
         "--sam_start_step=30", "--dropout=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert (record["channels"], record["labelled"], record["unlabelled"]) == (2, ["a"], ["b"])
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["sam"]["prompts_decoded"] > 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["sam"]["prompts_decoded"] > 0
     done = run("semisam_tf.evaluate", *common, f"--cases={tmp_path}/test.list", "--model=student")
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert set(report["classes"]) == {"1", "2"}
     dice = [report["classes"][k]["mean"]["dice"] for k in "12"]
     assert report["mean"]["dice"] == pytest.approx(sum(dice) / 2)

@@ -153,7 +153,7 @@ def test_a_bad_scan_is_named_before_training_starts(data, tiny_sam, tmp_path, sp
 
 @pytest.mark.parametrize("name", ["../case1", "{data}/case1", "a/../../case1", "..\\case1", "C:\\case1", "."])
 def test_names_that_lead_elsewhere_are_refused(data, tiny_sam, tmp_path, name):
-    (data / "train.list").write_text(f"case0\n{name.format(data=data)}\n")
+    (data / "train.list").write_text(f"case0\n{name.format(data=data)}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"without '\.\.' and not absolute"):
         train(config_of(data, tmp_path / "run", tiny_sam))
 
@@ -218,7 +218,7 @@ def test_a_sam_call_that_fails_costs_its_scan_the_weight(data, sam_that_fails_on
         file["image"][...] = -file["image"][()]
     workdir = tmp_path / "run"
     train(config_of(data, workdir, sam_that_fails_on_inverted_scans))
-    sam = json.loads((workdir / "result.json").read_text())["sam"]
+    sam = json.loads((workdir / "result.json").read_text(encoding="utf-8"))["sam"]
     assert sam["failed_targets"] == caplog.text.count("SAM failed on case3, which has weight 0") > 0
     assert caplog.text.count("SAM failed on") == sam["failed_targets"]
     assert sam["targets"] > 0

@@ -59,8 +59,12 @@ def test_full_then_read_only_then_mended(may_mount, tiny_cohort, tmp_path):
     ]  # fmt: skip
     script = ["unshare", "--mount", "bash", "-c", SCRIPT, "-", str(disk), *words, f"--workdir={disk}/run"]
     subprocess.run(script, check=True, timeout=500)
-    log = {n: (tmp_path / f"{n}.log").read_text() for n in (1, 2, 3)}
-    assert {n: (tmp_path / f"{n}.code").read_text().strip() for n in (1, 2, 3)} == {1: "1", 2: "1", 3: "0"}, log
+    log = {n: (tmp_path / f"{n}.log").read_text(encoding="utf-8") for n in (1, 2, 3)}
+    assert {n: (tmp_path / f"{n}.code").read_text(encoding="utf-8").strip() for n in (1, 2, 3)} == {
+        1: "1",
+        2: "1",
+        3: "0",
+    }, log
     assert f"error: [Errno 28] Expected room for {disk}/run/" in log[1]
     assert "free some and give the same command again" in log[1]
     assert not [path for path in (tmp_path / "full").rglob("*") if "partial" in path.name]
@@ -68,7 +72,7 @@ def test_full_then_read_only_then_mended(may_mount, tiny_cohort, tmp_path):
     assert "Read-only file system" in log[2]
     assert "Resuming" in log[3]
     assert not [text for text in log.values() if "Traceback" in text or "damaged" in text]
-    assert json.loads((tmp_path / "end" / "result.json").read_text())["steps"] == 8
+    assert json.loads((tmp_path / "end" / "result.json").read_text(encoding="utf-8"))["steps"] == 8
 
     subprocess.run([*words, f"--workdir={whole}"], check=True, capture_output=True)
     expected, received = arrays(whole), arrays(tmp_path / "end")

@@ -67,7 +67,7 @@ def test_a_resumed_run_appends_and_the_audit_passes(honest):
 
 @pytest.mark.parametrize("name", ["run.json", "result.json", "metrics.json"])
 def test_a_run_without_oracle_says_so(honest, name):
-    assert json.loads((honest / name).read_text())["oracle_prompts"] is False
+    assert json.loads((honest / name).read_text(encoding="utf-8"))["oracle_prompts"] is False
 
 
 def test_broken_code_that_reads_the_label_of_an_unlabelled_scan_is_caught(tiny_cohort, tmp_path):
@@ -109,13 +109,13 @@ loop.load_cohort = lambda data_dir, case_ids, with_label, **grid: load(data_dir,
 
 def test_a_score_on_a_scan_of_training_is_caught(honest, tiny_cohort, tmp_path):
     cases = tmp_path / "cases.txt"
-    cases.write_text("case4\ncase2\n")
-    lines = (honest / LEDGER_FILE).read_text()
+    cases.write_text("case4\ncase2\n", encoding="utf-8")
+    lines = (honest / LEDGER_FILE).read_text(encoding="utf-8")
     try:
         assert evaluate(tiny_cohort, honest, cases).returncode == 0
         done = audit(honest)
     finally:
-        (honest / LEDGER_FILE).write_text(lines)
+        (honest / LEDGER_FILE).write_text(lines, encoding="utf-8")
     assert done.returncode == 1
     assert "scored on scans of training: case2; by: " in done.stdout
     assert f"--cases={cases}" in done.stdout
@@ -131,16 +131,16 @@ def test_the_oracle_is_loud_marked_and_counted(tiny_cohort, tiny_sam, tmp_path, 
     done = train(tiny_cohort, tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
     assert "SAM IS PROMPTED WITH THE GROUND TRUTH of 3 scans" in done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result["oracle_prompts"] is True
     # The balls of the cohort are found at once, where an untrained network would prompt all over.
     assert result["sam"]["prompts_decoded"] > 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["oracle_prompts"] is True
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["oracle_prompts"] is True
     openings = read_ledger(tmp_path / "run").openings
     assert sorted(o.case_id for o in openings if o.purpose == "oracle_prompts") == ["case1", "case2", "case3"]
     done = evaluate(tiny_cohort, tmp_path / "run", tiny_cohort / "test.list")
     assert "ORACLE PROMPTS" in done.stdout
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["oracle_prompts"] is True
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["oracle_prompts"] is True
     done = audit(tmp_path / "run")
     assert done.returncode == 0, done.stdout
     assert "warn  ORACLE" in done.stdout

@@ -92,4 +92,4 @@ def test_sams_target_has_every_class_in_its_place(run):
     assert set(np.unique(mask)) >= {0, *LEARNT}
     assert_in_place(mask)
     assert targets["weight/subject_02"].any()
-    assert json.loads((run / "result.json").read_text())["sam"]["taught_share"] > 0
+    assert json.loads((run / "result.json").read_text(encoding="utf-8"))["sam"]["taught_share"] > 0

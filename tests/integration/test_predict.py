@@ -154,7 +154,7 @@ def test_a_folder_run_goes_on_after_bad_files(tiny_run, tiny_cohort, scan, tmp_p
     names = {"good.nii.gz", "good.png", "unseen.h5", "unseen.png", "summary.json"}
     assert {path.name for path in output.iterdir()} == names
     assert (output / "good.png").read_bytes().startswith(b"\x89PNG")
-    summary = json.loads((output / "summary.json").read_text())
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     assert [entry["scan"] for entry in summary["scans"]] == ["good", "unseen"]
     assert summary["overlap"] == 0.25
     assert summary["orientation"] == "LPS"
@@ -166,9 +166,9 @@ def test_a_folder_run_goes_on_after_bad_files(tiny_run, tiny_cohort, scan, tmp_p
 def test_a_run_without_orientation_takes_file_order_and_says_so(tiny_run, scan, expected, tmp_path, caplog):
     old = tmp_path / "old_run"
     shutil.copytree(tiny_run, old)
-    record = json.loads((old / "run.json").read_text())
+    record = json.loads((old / "run.json").read_text(encoding="utf-8"))
     assert record.pop("orientation") == "LPS"
-    (old / "run.json").write_text(json.dumps(record))
+    (old / "run.json").write_text(json.dumps(record), encoding="utf-8")
     turned = store(scan, "PSR", tmp_path / "scan.nii.gz")
     with caplog.at_level("WARNING"):
         report = predict(
@@ -187,9 +187,9 @@ def test_another_spacing_is_brought_to_that_of_training_and_back(tiny_run, scan,
     """A run told to work at 0.8 x 0.8 x 1.5 mm sees a scan twice as fine along x as before."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    record = json.loads((run / "run.json").read_text())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     record["config"]["training_spacing_mm"] = [0.8, 0.8, 1.5]
-    (run / "run.json").write_text(json.dumps(record))
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     fine = np.repeat(scan.image[..., 0], 2, axis=0)
     label = np.repeat(scan.label, 2, axis=0)
     write_image(tmp_path / "fine.nrrd", fine, (0.4, 0.8, 1.5), scan.affine @ np.diag([0.5, 1, 1, 1]))

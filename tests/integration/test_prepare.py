@@ -61,7 +61,7 @@ def run(*words):
 
 
 def record(output):
-    return json.loads((output / "prepare.json").read_text())
+    return json.loads((output / "prepare.json").read_text(encoding="utf-8"))
 
 
 def statuses(output):
@@ -84,7 +84,7 @@ def trained_dice(output, workdir, steps=40):
     metrics = workdir / "metrics.json"
     words = [f"--workdir={workdir}", f"--data_dir={output}", f"--cases={output}/test.list", f"--output={metrics}"]
     assert evaluate.main(words) == 0
-    return json.loads(metrics.read_text())
+    return json.loads(metrics.read_text(encoding="utf-8"))
 
 
 def test_mixed_orientations_and_spacings_train_and_score(tmp_path, capsys):
@@ -98,9 +98,9 @@ def test_mixed_orientations_and_spacings_train_and_score(tmp_path, capsys):
     }  # fmt: skip
     made = record(output)
     assert made["target"]["spacing_mm"] == [1.0, 1.0, 1.5]
-    assert (output / "train.list").read_text().split() == made["splits"]["labelled"] + ["c3"]
+    assert (output / "train.list").read_text(encoding="utf-8").split() == made["splits"]["labelled"] + ["c3"]
     # The first of them labelled, which is what train's --labeled=N means.
-    assert f"--labeled={len(made['splits']['labelled'])}" in (output / "train.flags").read_text()
+    assert f"--labeled={len(made['splits']['labelled'])}" in (output / "train.flags").read_text(encoding="utf-8")
     for i in range(3):
         volume = load_volume(find_case(output, f"c{i}"), with_label=outside_runs("a test"))
         assert volume.spacing_mm == (1.0, 1.0, 1.5)
@@ -111,7 +111,7 @@ def test_mixed_orientations_and_spacings_train_and_score(tmp_path, capsys):
     report = trained_dice(output, tmp_path / "run")
     assert [case["case_id"] for case in report["cases"]] == made["splits"]["scoring"]
     assert report["mean"]["dice"] > 0.8
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["orientation"] == "RAS"
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["orientation"] == "RAS"
 
 
 def test_nnunet_with_two_channels(tmp_path):
@@ -123,7 +123,7 @@ def test_nnunet_with_two_channels(tmp_path):
         store(tmp_path / "imagesTr" / f"b_{i}_0001.nii.gz", image)
         store(tmp_path / "labelsTr" / f"b_{i}.nii.gz", mask)
     labels = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "ball": 1}}
-    (tmp_path / "dataset.json").write_text(json.dumps(labels))
+    (tmp_path / "dataset.json").write_text(json.dumps(labels), encoding="utf-8")
     output = tmp_path / "data"
     assert run(f"--images={tmp_path}", f"--output={output}", "--scoring=1") == 0
     made = record(output)
@@ -212,7 +212,7 @@ def test_a_second_run_does_what_has_changed(tmp_path):
     assert statuses(output) == {"c0": "unchanged", "c2": "skipped", "c3": "unchanged"}
     assert not (output / "c2" / "mri_norm2.h5").exists()
     assert "cases of earlier runs" in " ".join(record(output)["notes"])
-    assert (output / "train.list").read_text().split() == record(output)["splits"]["labelled"]
+    assert (output / "train.list").read_text(encoding="utf-8").split() == record(output)["splits"]["labelled"]
 
 
 def test_the_label_moves_neither_image_nor_crop(tmp_path):
@@ -258,7 +258,7 @@ def test_processes_give_the_same_files(tmp_path):
     assert prepare.main([*words, f"--output={tmp_path}/two", "--workers=2"]) == 0
     for name in ("c0", "c1", "c2"):
         assert digest(tmp_path / "one", name) == digest(tmp_path / "two", name)
-    lists = [(tmp_path / name / "train.list").read_text() for name in ("one", "two")]
+    lists = [(tmp_path / name / "train.list").read_text(encoding="utf-8") for name in ("one", "two")]
     assert lists[0] == lists[1]
 
 

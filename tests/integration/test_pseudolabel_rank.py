@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 
 def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sam, tmp_path):
-    (tmp_path / "cases").write_text("case1\ncase2\n")
+    (tmp_path / "cases").write_text("case1\ncase2\n", encoding="utf-8")
     words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'targets'}"]
     assert pseudolabel.main([*words, f"--sam_dir={tiny_sam}", "--sam_margin_vox=0,1"]) == 0
     scan = load_volume(find_case(tiny_cohort, "case1"), with_label=outside_runs("a test"))
@@ -31,7 +31,7 @@ def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sa
     with h5py.File(tmp_path / "targets" / "case2.h5") as file:
         assert 0 < json.loads(file.attrs["scores"])["agreement"] <= 1
 
-    (tmp_path / "all").write_text("case0\ncase1\ncase2\n")
+    (tmp_path / "all").write_text("case0\ncase1\ncase2\n", encoding="utf-8")
     settings = {
         "data_dir": str(tiny_cohort), "workdir": str(tmp_path / "run"), "train_list": str(tmp_path / "all"),
         "filters": 2, "patch_size": (16, 16, 16), "max_steps": 2, "sam_mode": "offline", "method": "supervised",
@@ -43,10 +43,10 @@ def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sa
 
 
 def test_rank_writes_an_order_and_pictures(tiny_run, tiny_sam, tmp_path, capsys):
-    (tmp_path / "cases").write_text("case3\ncase4\n")
+    (tmp_path / "cases").write_text("case3\ncase4\n", encoding="utf-8")
     words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'rank'}"]
     assert rank.main([*words, f"--sam_dir={tiny_sam}", "--pictures=1"]) == 0
-    written = json.loads((tmp_path / "rank" / "rank.json").read_text())
+    written = json.loads((tmp_path / "rank" / "rank.json").read_text(encoding="utf-8"))
     assert sorted(entry["case_id"] for entry in written["scans"]) == ["case3", "case4"]
     first, second = written["scans"]
     assert first["score"] >= second["score"]

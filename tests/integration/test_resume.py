@@ -129,7 +129,7 @@ def test_killed_run_ends_equal_to_an_uninterrupted_one(tmp_path, tiny_cohort, re
     assert history_of(killed) == history_of(whole)
     assert f"finished after {STEPS} steps" in (killed / "report.html").read_text(encoding="utf-8")
     if sam_mode != "off":
-        assert json.loads((killed / "result.json").read_text())["sam"]["prompts_decoded"] > 0
+        assert json.loads((killed / "result.json").read_text(encoding="utf-8"))["sam"]["prompts_decoded"] > 0
 
 
 # Imports while the run before it is being killed, so that a kill costs the work of a run and not TensorFlow's import.
@@ -146,7 +146,7 @@ class Run:
     """One process of a training that waits for `go`; its log goes to a file."""
 
     def __init__(self, words, log):
-        self.log, self._errors = log, log.open("w")
+        self.log, self._errors = log, log.open("w", encoding="utf-8")
         self.process = subprocess.Popen(
             [sys.executable, "-c", STANDBY, *words], stdin=subprocess.PIPE, stderr=self._errors, text=True
         )
@@ -160,7 +160,7 @@ class Run:
         while not happened():
             if self.process.poll() is not None or time.monotonic() > give_up:
                 self.kill()
-                pytest.fail(f"the run ended before its moment: {self.log.read_text()}")
+                pytest.fail(f"the run ended before its moment: {self.log.read_text(encoding='utf-8')}")
             time.sleep(0.001)
 
     def kill(self):
@@ -269,11 +269,11 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, tiny_sam, stand
         torn |= {path.name.removeprefix(".partial.") for path in killed.rglob(".partial.*")}
         run = following
     run.go()
-    assert run.process.wait(240) == 0, run.log.read_text()
-    assert reference.process.wait(240) == 0, reference.log.read_text()
+    assert run.process.wait(240) == 0, run.log.read_text(encoding="utf-8")
+    assert reference.process.wait(240) == 0, reference.log.read_text(encoding="utf-8")
     print(f"killed while being written: {sorted(torn)}")  # noqa: T201
 
-    logs = [path.read_text() for path in tmp_path.glob("*.log")]
+    logs = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.log")]
     assert sum("Resuming" in log for log in logs) > KILLS // 3
     # What a killed process leaves under a file's own name is whole.
     assert not [log for log in logs if "damaged" in log or "encoding it again" in log]
@@ -286,4 +286,4 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, tiny_sam, stand
     assert expected.keys() == received.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(received[name], array, err_msg=name)
-    assert json.loads((whole / "run" / "result.json").read_text())["sam"]["prompts_decoded"] > 0
+    assert json.loads((whole / "run" / "result.json").read_text(encoding="utf-8"))["sam"]["prompts_decoded"] > 0

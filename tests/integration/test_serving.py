@@ -59,7 +59,7 @@ def saved(tmp_path_factory):
     root = tmp_path_factory.mktemp("serving")
     workdir = RUNS["write_run"](root / "run", orientation="LAS")
     report = {"cases": [{}], "mean": {"dice": 0.5}, "std": {"dice": 0.0}, "n_empty": 0, "model": "teacher"}
-    (workdir / "metrics.json").write_text(json.dumps(report))
+    (workdir / "metrics.json").write_text(json.dumps(report), encoding="utf-8")
     words = [f"--workdir={workdir}", f"--output={root}/models/{NAME}", "--onnx", "--max_axis_vox=200"]
     done = subprocess.run(
         [sys.executable, "-m", "semisam_tf.serving.save", *words], capture_output=True, text=True, check=False
@@ -104,10 +104,12 @@ def test_a_version_holds_what_the_server_reads(saved):
     assert {path.name for path in folder.iterdir()} == {"1", "models.config", "compose.yaml"}
     names = {path.name for path in (folder / "1" / "assets.extra").iterdir()}
     assert names == {"tf_serving_warmup_requests", "model.json", "network.onnx"}
-    config = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    config = text_format.Parse(
+        (folder / "models.config").read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig()
+    )
     (model,) = config.model_config_list.config
     assert (model.name, model.base_path, model.model_platform) == (NAME, f"/models/{NAME}", "tensorflow")
-    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"][NAME]
+    service = yaml.safe_load((folder / "compose.yaml").read_text(encoding="utf-8"))["services"][NAME]
     assert service["environment"] == {"TF_ENABLE_ONEDNN_OPTS": "1"}
     assert f"--model_config_file=/models/{NAME}/models.config" in service["command"]
     assert not [word for word in service["command"] if "batching" in word]
@@ -117,7 +119,7 @@ def test_a_version_holds_what_the_server_reads(saved):
 
 
 def test_the_health_check_tells_a_model_that_is_there(saved, stand_in):
-    service = yaml.safe_load((saved[1] / "compose.yaml").read_text())["services"][NAME]
+    service = yaml.safe_load((saved[1] / "compose.yaml").read_text(encoding="utf-8"))["services"][NAME]
     kind, *command = service["healthcheck"]["test"]
     assert kind == "CMD"
     for name, expected in ((NAME, 0), ("other", 1)):
@@ -126,7 +128,7 @@ def test_the_health_check_tells_a_model_that_is_there(saved, stand_in):
 
 
 def test_metadata_tells_the_model_and_no_scan(saved, stand_in):
-    facts = json.loads((saved[1] / "1" / "assets.extra" / "model.json").read_text())
+    facts = json.loads((saved[1] / "1" / "assets.extra" / "model.json").read_text(encoding="utf-8"))
     assert (facts["classes"], facts["channels"], facts["training_spacing_mm"]) == (2, 1, [1.5, 1.5, 2.0])
     assert (facts["training_commit"], facts["orientation"], facts["weights"]) == ("0123abc", "LAS", "teacher")
     assert facts["label_budget"] == {"labelled": 1, "unlabelled": 2}
@@ -148,7 +150,7 @@ def test_the_next_version_is_numbered_and_a_failed_one_leaves_nothing(saved, tmp
     assert {path.name for path in output.iterdir()} == {"7"}
     monkeypatch.undo()
     assert save_module.save(config) == output / "8"
-    facts = json.loads((output / "8" / "assets.extra" / "model.json").read_text())
+    facts = json.loads((output / "8" / "assets.extra" / "model.json").read_text(encoding="utf-8"))
     assert (facts["version"], facts["weights"], facts["metrics"]) == (8, "student", None)
 
 
@@ -312,7 +314,7 @@ def test_rest_as_documented(stand_in):
 @pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl", "jq", "base64"))), reason="curl or jq is not installed")
 def test_curl_is_a_whole_client(repo_root, stand_in, tmp_path):
     """The lines of README, as they stand there."""
-    text = (repo_root / "README.md").read_text()
+    text = (repo_root / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^    \{ printf .*?> mask\.nii$", text, re.MULTILINE | re.DOTALL)
     data = nifti(scan((12, 11, 10)))
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(data))

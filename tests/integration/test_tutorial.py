@@ -21,7 +21,7 @@ SHORTER = {
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(repo_root, tmp_path, write_double):
     write_double(tmp_path / "models" / "sam_lite_medsam")
-    page = (repo_root / "docs" / "tutorial.md").read_text()
+    page = (repo_root / "docs" / "tutorial.md").read_text(encoding="utf-8")
     commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
     assert len(commands) > 12
     environment = os.environ | {"PYTHONPATH": str(repo_root)}
@@ -34,8 +34,8 @@ def test_every_command_of_the_tutorial_runs(repo_root, tmp_path, write_double):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert len(list((tmp_path / "my_masks").glob("*.nii.gz"))) == 12
     assert (tmp_path / "models" / "my_organ" / "1" / "saved_model.pb").is_file()
-    metrics = json.loads((tmp_path / "runs" / "my_run" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "runs" / "my_run" / "metrics.json").read_text(encoding="utf-8"))
     assert len(metrics["cases"]) == 4
-    assert json.loads((tmp_path / "runs" / "my_run" / "rank" / "rank.json").read_text())["scans"]
+    assert json.loads((tmp_path / "runs" / "my_run" / "rank" / "rank.json").read_text(encoding="utf-8"))["scans"]
     assert (tmp_path / "runs" / "my_run" / "sam_selftest.png").is_file()
     assert list((tmp_path / "my_targets").glob("*_trust.nii.gz"))

@@ -12,7 +12,7 @@ def test_a_full_disk_is_named_and_the_old_file_kept(tmp_path, files_of_a_page):
     write_json(path, {"dice": 0.5})
     with pytest.raises(OSError, match=rf"Expected room for {path}; free some.*\d+ bytes free"), files_of_a_page():
         write_json(path, {"dice": [0.5] * 4096})
-    assert json.loads(path.read_text()) == {"dice": 0.5}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"dice": 0.5}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -26,7 +26,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(path, {"dice": 0.5})
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(path, {"dice": float("nan")})
-    assert json.loads(path.read_text()) == {"dice": 0.5}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"dice": 0.5}
     assert list(tmp_path.iterdir()) == [path]
 
 

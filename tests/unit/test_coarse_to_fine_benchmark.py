@@ -15,7 +15,7 @@ def test_a_row_with_and_one_without(load_benchmark, tmp_path):
          "coarse_to_fine": regions},
     ]  # fmt: skip
     for row in rows:
-        (tmp_path / f"{row['row']}.json").write_text(json.dumps(row))
+        (tmp_path / f"{row['row']}.json").write_text(json.dumps(row), encoding="utf-8")
     with_line, without_line = benchmark.table().splitlines()[2:]
     assert with_line == "| with | 150 + 250 | 61 + 100 | 0.812 +- 0.020 | 9.9 | 2 | 1.50 | 5.2%, 1 |"
     assert without_line == "| without | 250 | 100 | 0.812 +- 0.020 | 9.9 | 151 | 1.50 | - |"

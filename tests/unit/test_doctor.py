@@ -54,7 +54,7 @@ def broken(tmp_path):
     modules = {"tensorflow": "raise ImportError('DLL load failed')", "onnxruntime": "import os; os.abort()"}
     for name, code in modules.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(code)
+        (tmp_path / name / "__init__.py").write_text(code, encoding="utf-8")
     return tmp_path
 
 
@@ -69,7 +69,7 @@ def test_two_flavours_of_each(repo_root, broken):
     for name, version in {"tensorflow": "2.21.0", "onnxruntime_gpu": "1.30.0"}.items():
         (broken / f"{name}-{version}.dist-info").mkdir()
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        (broken / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
+        (broken / f"{name}-{version}.dist-info" / "METADATA").write_text(text, encoding="utf-8")
     done, lines = doctor(repo_root, path=[broken])
     assert done.returncode == 1
     assert "tensorflow 2.21.0 and tensorflow-cpu " in lines["tensorflow"]

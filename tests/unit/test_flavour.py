@@ -20,7 +20,7 @@ def run_bare(repo_root: Path, *extra_paths: Path, code: str) -> subprocess.Compl
 
 def fake_module(folder: Path, name: str) -> Path:
     (folder / name).mkdir(parents=True)
-    (folder / name / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (folder / name / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
     return folder
 
 

@@ -28,7 +28,7 @@ def test_rows_are_grouped_by_seed_and_ordered(la_table, tmp_path):
             result("supervised", 1, 0, 0.7),
         ]
     ):
-        (tmp_path / f"{number}.json").write_text(json.dumps(row))
+        (tmp_path / f"{number}.json").write_text(json.dumps(row), encoding="utf-8")
     lines = la_table.table().splitlines()[2:]
     assert [line.split(" | ")[:3] for line in lines] == [
         ["| 1", "supervised", "2"], ["| 1", "mean_teacher_sam", "1"], ["| 4", "supervised", "1"],

@@ -28,7 +28,7 @@ PRESETS = {"long": {"steps": 100, "rate": 0.1, "deep": True}}
 @pytest.fixture
 def flagfile(tmp_path):
     path = tmp_path / "some.flags"
-    path.write_text("# a comment\n--preset=long\n--rate=0.2\n--size=4,5,6\n")
+    path.write_text("# a comment\n--preset=long\n--rate=0.2\n--size=4,5,6\n", encoding="utf-8")
     return path
 
 
@@ -48,7 +48,7 @@ def test_the_command_line_wins_before_a_flagfile_too(flagfile):
 
 def test_a_flagfile_may_name_another(flagfile, tmp_path):
     outer = tmp_path / "outer.flags"
-    outer.write_text(f"--flagfile={flagfile}\n--rate=0.3\n")
+    outer.write_text(f"--flagfile={flagfile}\n--rate=0.3\n", encoding="utf-8")
     assert parse(Settings, [f"--flagfile={outer}"], PRESETS).rate == 0.3
 
 

@@ -23,7 +23,7 @@ def result(row, mask_dice=None):
 
 def test_ratios_are_medians_over_turns_and_rows_in_order(sam_export, tmp_path):
     for row, mask_dice in (("sam_med3d", None), ("lite_medsam-int8", 0.98765)):
-        (tmp_path / f"{row}.json").write_text(json.dumps(result(row, mask_dice)))
+        (tmp_path / f"{row}.json").write_text(json.dumps(result(row, mask_dice)), encoding="utf-8")
     int8, volume = sam_export.table().splitlines()[2:]
     assert int8.startswith("| lite_medsam-int8 | random weights | 4e-06, 1e-06 | 0.9877 to fp32 | 3.00 s, 1.00 s |")
     assert volume.split(" | ")[3:7] == ["1.00000", "3.00 s, 1.00 s", "3.0 (2.0 to 3.0)", "83 MiB"]

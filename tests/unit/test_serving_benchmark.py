@@ -47,7 +47,7 @@ def test_a_part_measured_again_keeps_the_other(benchmark):
     benchmark.write(result(benchmark))
     benchmark.write({"run": "r", "memory": [], "machine": {"memory": 2}})
     (path,) = benchmark.RESULTS.glob("*.json")
-    kept = json.loads(path.read_text())
+    kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["time"] == result(benchmark)["time"]
     assert kept["memory"] == []
     assert kept["machine"] == {"time": 1, "memory": 2}

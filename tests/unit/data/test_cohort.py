@@ -99,7 +99,7 @@ def test_different_channels_are_refused(tmp_path: Path) -> None:
 
 
 def test_real_scans_at_half_resolution(la_dir: Path) -> None:
-    cases = (la_dir / "train.list").read_text().split()[:2]
+    cases = (la_dir / "train.list").read_text(encoding="utf-8").split()[:2]
     got = load(
         la_dir, cases, True, default_spacing_mm=(0.625,) * 3, preprocessing=Preprocessing(0.5, 99.5, (1.25,) * 3)
     )

@@ -36,7 +36,7 @@ def data(tmp_path):
 
 
 def lines_of(folder):
-    return (folder / LEDGER_FILE).read_text().splitlines()
+    return (folder / LEDGER_FILE).read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("case", ["h5", "pair"])
@@ -139,7 +139,7 @@ def test_threads_and_processes_write_one_chain(tmp_path):
 
 def test_a_line_that_a_killed_process_left_is_no_fault_and_is_cut_off(tmp_path, ledger):
     ledger.append("a", Path("a"), "training")
-    with (tmp_path / LEDGER_FILE).open("a") as file:
+    with (tmp_path / LEDGER_FILE).open("a", encoding="utf-8") as file:
         file.write('{"n": 2, "case')
     assert (len(read_ledger(tmp_path).openings), read_ledger(tmp_path).faults) == (1, ())
     assert ledger.mark()["entries"] == 1
@@ -176,7 +176,7 @@ def test_a_touched_record_shows(tmp_path, ledger, how, fault):
     for case in "abc":
         ledger.append(case, Path(case), "training")
     assert read_ledger(tmp_path).faults == ()
-    (tmp_path / LEDGER_FILE).write_text("\n".join(tampered(lines_of(tmp_path), how)) + "\n")
+    (tmp_path / LEDGER_FILE).write_text("\n".join(tampered(lines_of(tmp_path), how)) + "\n", encoding="utf-8")
     assert any(fault in found for found in read_ledger(tmp_path).faults)
 
 
@@ -184,7 +184,7 @@ def test_a_cut_record_does_not_fit_the_mark(tmp_path, ledger):
     for case in "abc":
         ledger.append(case, Path(case), "training")
     mark = ledger.mark()
-    (tmp_path / LEDGER_FILE).write_text("\n".join(lines_of(tmp_path)[:2]) + "\n")
+    (tmp_path / LEDGER_FILE).write_text("\n".join(lines_of(tmp_path)[:2]) + "\n", encoding="utf-8")
     reading = read_ledger(tmp_path)
     assert reading.faults == ()
     assert reading.fault_of(mark, "run.json") == "run.json knows of 3 openings, the record has 2"
@@ -193,6 +193,6 @@ def test_a_cut_record_does_not_fit_the_mark(tmp_path, ledger):
 
 
 def test_nothing_is_added_to_what_is_no_record(tmp_path, ledger):
-    (tmp_path / LEDGER_FILE).write_text("hello\n")
+    (tmp_path / LEDGER_FILE).write_text("hello\n", encoding="utf-8")
     with pytest.raises(ValueError, match="Expected a record of opened labels"):
         ledger.append("a", Path("a"), "training")

@@ -141,7 +141,7 @@ def test_a_folder_of_everything(tmp_path):
     write(tmp_path / "images" / "c.nii")
     write(tmp_path / "labels" / "c.nii")
     write_series(tmp_path / "dicom", image())
-    (tmp_path / "train.list").write_text("case1\n")
+    (tmp_path / "train.list").write_text("case1\n", encoding="utf-8")
     (tmp_path / "._a.nii.gz").write_bytes(b"finder")
     (tmp_path / "empty").mkdir()
     assert [scan.scan_id for scan in find_scans(tmp_path)] == ["a", "b", "c", "case1", "case2", "dicom"]

@@ -126,9 +126,9 @@ def test_config_knows_every_cohort() -> None:
 
 
 def test_a_cohort_of_an_older_version_had_the_lungs(cohort: Path) -> None:
-    record = json.loads((cohort / COHORT_FILE).read_text())
+    record = json.loads((cohort / COHORT_FILE).read_text(encoding="utf-8"))
     del record["classes"]
-    (cohort / COHORT_FILE).write_text(json.dumps(record))
+    (cohort / COHORT_FILE).write_text(json.dumps(record), encoding="utf-8")
     before = (cohort / "subject_01" / "image.nii.gz").stat().st_mtime_ns
     make_quickstart(cohort, subjects=6)
     assert (cohort / "subject_01" / "image.nii.gz").stat().st_mtime_ns == before
@@ -144,7 +144,7 @@ def test_the_seed_decides(cohort: Path, tmp_path: Path) -> None:
     # Another seed in the same folder is another cohort, and no half-and-half.
     make_quickstart(tmp_path, subjects=3, seed=0)
     assert image.read_bytes() == seed_0
-    assert json.loads((tmp_path / COHORT_FILE).read_text())["seed"] == 0
+    assert json.loads((tmp_path / COHORT_FILE).read_text(encoding="utf-8"))["seed"] == 0
 
 
 def test_a_killed_rewrite_does_not_pass_for_the_cohort_before_it(
@@ -188,8 +188,8 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "train.list").write_text("my_case\n")
+    (tmp_path / "train.list").write_text("my_case\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds other files.*--noquickstart_cohort"):
         make_quickstart(tmp_path, subjects=3)
     assert [path.name for path in tmp_path.iterdir()] == ["train.list"]
-    assert (tmp_path / "train.list").read_text() == "my_case\n"
+    assert (tmp_path / "train.list").read_text(encoding="utf-8") == "my_case\n"

@@ -20,10 +20,10 @@ def test_lists_skip_blanks_comments_and_a_byte_order_mark(tmp_path: Path) -> Non
 
 def test_lists_with_a_name_twice_or_no_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.list"
-    path.write_text("a\nb\na\nb\nc\n")
+    path.write_text("a\nb\na\nb\nc\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"train\.list.*a, b"):
         read_cases(path)
-    path.write_text("# nothing\n")
+    path.write_text("# nothing\n", encoding="utf-8")
     with pytest.raises(ValueError, match="at least one case"):
         read_cases(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):

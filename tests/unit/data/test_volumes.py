@@ -324,7 +324,7 @@ def test_a_mask_of_another_grid_or_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_real_scan_is_read(la_dir: Path) -> None:
-    case_id = (la_dir / "train.list").read_text().split()[0]
+    case_id = (la_dir / "train.list").read_text(encoding="utf-8").split()[0]
     loaded = load_volume(find_case(la_dir, case_id), with_label=outside_runs("test"), default_spacing_mm=(0.625,) * 3)
     assert loaded.label is not None
     assert loaded.size[2] == 88

@@ -87,7 +87,7 @@ def break_module(tmp_path, monkeypatch, repo_root):
 
     def write(name, code):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(textwrap.dedent(code))
+        (tmp_path / name / "__init__.py").write_text(textwrap.dedent(code), encoding="utf-8")
 
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{repo_root}")
     return write

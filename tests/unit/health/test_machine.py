@@ -13,12 +13,12 @@ MEMINFO = "MemTotal:  16777216 kB\nMemFree:  1 kB\nMemAvailable:  8388608 kB\nHu
 
 def test_memory_of_the_machine_and_of_a_container(tmp_path):
     meminfo, limit, used = (tmp_path / name for name in ("meminfo", "limit", "used"))
-    meminfo.write_text(MEMINFO)
+    meminfo.write_text(MEMINFO, encoding="utf-8")
     assert memory_bytes(str(meminfo), ()) == (8 * GIB, 16 * GIB)
-    limit.write_text(f"{4 * GIB}\n")
-    used.write_text(f"{GIB}\n")
+    limit.write_text(f"{4 * GIB}\n", encoding="utf-8")
+    used.write_text(f"{GIB}\n", encoding="utf-8")
     assert memory_bytes(str(meminfo), [(str(limit), str(used))]) == (3 * GIB, 4 * GIB)
-    limit.write_text("max\n")
+    limit.write_text("max\n", encoding="utf-8")
     assert memory_bytes(str(meminfo), [(str(limit), str(used))]) == (8 * GIB, 16 * GIB)
     assert memory_bytes(str(tmp_path / "absent"), ()) is None
 

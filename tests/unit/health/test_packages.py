@@ -24,7 +24,9 @@ def test_python(version, status):
 
 
 def test_python_is_bounded_as_in_setup(repo_root):
-    (bounds,) = re.findall(r'python_requires=">=(\d+)\.(\d+),<(\d+)\.(\d+)"', (repo_root / "setup.py").read_text())
+    (bounds,) = re.findall(
+        r'python_requires=">=(\d+)\.(\d+),<(\d+)\.(\d+)"', (repo_root / "setup.py").read_text(encoding="utf-8")
+    )
     assert tuple(map(int, bounds)) == packages.PYTHON_FROM + packages.PYTHON_BELOW
 
 
@@ -42,7 +44,7 @@ def test_the_cuda_trap():
 
 
 def test_what_constraints_say_of_onnxruntime_gpu_is_the_fix(repo_root):
-    assert '"onnxruntime-gpu>=1.23,<1.27"' in (repo_root / "setup.py").read_text()
+    assert '"onnxruntime-gpu>=1.23,<1.27"' in (repo_root / "setup.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def workdir(tmp_path):
 
 
 def write(workdir, name, **values):
-    (workdir / name).write_text(json.dumps(values))
+    (workdir / name).write_text(json.dumps(values), encoding="utf-8")
 
 
 def write_run(workdir, ledger, **changes):
@@ -101,7 +101,7 @@ def test_metrics_of_a_case_that_was_never_opened_are_caught(workdir):
 
 
 def test_a_labelled_case_without_an_opening_is_an_incomplete_record(workdir):
-    run = json.loads((workdir / "run.json").read_text()) | {"labelled": ["a", "b", "x"]}
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8")) | {"labelled": ["a", "b", "x"]}
     write(workdir, "run.json", **run)
     assert by_subject(workdir, FAIL)["labelled"].startswith("run.json calls x labelled")
 
@@ -109,7 +109,7 @@ def test_a_labelled_case_without_an_opening_is_an_incomplete_record(workdir):
 def test_a_missing_record_fails_and_an_old_run_is_told_why(workdir):
     (workdir / LEDGER_FILE).unlink()
     assert "is missing, and the run had written it" in by_subject(workdir, FAIL)["record"]
-    run = json.loads((workdir / "run.json").read_text())
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     del run["label_ledger"]
     write(workdir, "run.json", **run)
     assert "by a version that recorded no openings" in by_subject(workdir, FAIL)["record"]
@@ -126,14 +126,16 @@ def test_a_missing_record_fails_and_an_old_run_is_told_why(workdir):
     ],
 )
 def test_a_record_that_was_cut_does_not_fit_the_runs_files(workdir, keep, fault):
-    lines = (workdir / LEDGER_FILE).read_text().splitlines(keepends=True)
-    (workdir / LEDGER_FILE).write_text("".join(lines[:keep]))
+    lines = (workdir / LEDGER_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    (workdir / LEDGER_FILE).write_text("".join(lines[:keep]), encoding="utf-8")
     assert fault in by_subject(workdir, FAIL).get("record", "")
 
 
 def test_a_changed_line_is_named(workdir):
     path = workdir / LEDGER_FILE
-    path.write_text(path.read_text().replace('"purpose": "scoring"', '"purpose": "training"'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"purpose": "scoring"', '"purpose": "training"'), encoding="utf-8"
+    )
     assert "line 5 was changed" in by_subject(workdir, FAIL)["record"]
 
 
@@ -158,7 +160,7 @@ def oracle(workdir):
         opened(workdir, case, "oracle_prompts")
     write_run(workdir, ledger, oracle_prompts=True)
     for name in ("result.json", "metrics.json"):
-        write(workdir, name, **(json.loads((workdir / name).read_text()) | {"oracle_prompts": True}))
+        write(workdir, name, **(json.loads((workdir / name).read_text(encoding="utf-8")) | {"oracle_prompts": True}))
     return workdir
 
 
@@ -174,7 +176,7 @@ def test_an_oracle_run_is_an_alarm_and_its_budget_is_every_scan(oracle):
 
 @pytest.mark.parametrize("name", ["result.json", "metrics.json"])
 def test_an_oracle_mark_that_was_taken_away_fails(oracle, name):
-    write(oracle, name, **(json.loads((oracle / name).read_text()) | {"oracle_prompts": False}))
+    write(oracle, name, **(json.loads((oracle / name).read_text(encoding="utf-8")) | {"oracle_prompts": False}))
     assert f"{name} and run.json disagree" in by_subject(oracle, FAIL)["oracle"]
 
 
@@ -222,7 +224,7 @@ def test_the_command_fails_prints_and_writes(workdir, tmp_path):
     assert "Label budget: 3 scans learned from (run.json lists 2 as labelled)" in done.stdout
     assert "training           3        5  a (2), b (2), c" in done.stdout
     assert "\033" not in done.stdout
-    report = json.loads((tmp_path / "audit.json").read_text())
+    report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
     assert (report["failed"], report["learned_from"]) == (True, ["a", "b", "c"])
     absent = subprocess.run([*words[:3], f"--workdir={tmp_path}/none"], capture_output=True, text=True, check=False)
     assert absent.returncode == 1

@@ -208,10 +208,10 @@ def test_networks_of_a_run_start_apart_and_runs_by_their_seed():
 def test_a_run_is_loaded_with_the_weights_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
         load_predictor(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"config": CONFIG.to_dict(), "channels": 1}))
+    (tmp_path / "run.json").write_text(json.dumps({"config": CONFIG.to_dict(), "channels": 1}), encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="train command again"):
         load_predictor(tmp_path)
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "result.json").write_text("{}", encoding="utf-8")
     for name in ("student", "teacher"):
         network_of(CONFIG, 1, name).save_weights(tmp_path / f"{name}.weights.h5")
     image = np.random.default_rng(0).normal(size=(16, 16, 16, 1)).astype(np.float32)
@@ -223,7 +223,7 @@ def test_a_run_is_loaded_with_the_weights_asked_for(tmp_path):
     with pytest.raises(ValueError, match="trained with flips"):
         load_predictor(tmp_path, tta=True)
     flipped = dataclasses.replace(CONFIG, augment="paper")  # mirrors x and y
-    (tmp_path / "run.json").write_text(json.dumps({"config": flipped.to_dict(), "channels": 1}))
+    (tmp_path / "run.json").write_text(json.dumps({"config": flipped.to_dict(), "channels": 1}), encoding="utf-8")
     averaged, _ = load_predictor(tmp_path, "student", tta=True)
     expected = Predictor(CONFIG, network_of(CONFIG, 1, "student"), flips="xy").probs(image)
     np.testing.assert_array_equal(averaged.probs(image), expected)
@@ -231,14 +231,14 @@ def test_a_run_is_loaded_with_the_weights_asked_for(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_a_damaged_run_is_named_with_what_to_do(tmp_path):
-    (tmp_path / "run.json").write_text('{"channels": 1}')
+    (tmp_path / "run.json").write_text('{"channels": 1}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"run\.json\. Received: one without config\. Copy the run's folder again"):
         load_predictor(tmp_path)
-    (tmp_path / "run.json").write_text('{"channels":')
+    (tmp_path / "run.json").write_text('{"channels":', encoding="utf-8")
     with pytest.raises(ValueError, match=r"JSON that training writes in .*run\.json"):
         load_predictor(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"config": CONFIG.to_dict(), "channels": 1}))
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps({"config": CONFIG.to_dict(), "channels": 1}), encoding="utf-8")
+    (tmp_path / "result.json").write_text("{}", encoding="utf-8")
     weights = tmp_path / "teacher.weights.h5"
     network_of(CONFIG, 1, "teacher").save_weights(weights)
     whole = weights.read_bytes()

@@ -36,7 +36,7 @@ def test_nnunet_channels_in_order_and_cases_without_mask(tmp_path):
         tmp_path, "imagesTr/b_0001.nii.gz", "imagesTr/b_0000.nii.gz", "imagesTr/a_0000.nii.gz",
         "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz",
     )  # fmt: skip
-    (tmp_path / "dataset.json").write_text(json.dumps(NNUNET_JSON))
+    (tmp_path / "dataset.json").write_text(json.dumps(NNUNET_JSON), encoding="utf-8")
     found = find_sources(str(tmp_path))
     assert found.layout == "nnU-Net"
     assert summary(found, tmp_path) == {
@@ -78,7 +78,7 @@ def test_decathlon_names_that_are_not_channels(tmp_path):
         json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "left atrium"},
                     "training": [{"image": "./imagesTr/la_003.nii.gz", "label": "./labelsTr/la_003.nii.gz"},
                                  {"image": "./imagesTr/la_004.nii.gz", "label": "./labelsTr/la_004.nii.gz"}]})
-    )  # fmt: skip
+    , encoding="utf-8")  # fmt: skip
     found = find_sources(str(tmp_path))
     assert found.layout == "Medical Segmentation Decathlon"
     assert summary(found, tmp_path) == {"la_003": (["imagesTr/la_003.nii.gz"], "labelsTr/la_003.nii.gz")}
@@ -179,7 +179,9 @@ def test_a_name_that_leads_out_is_refused(tmp_path):
 @pytest.mark.parametrize("listed", ["../secret.nii.gz", "/etc/scan.nii.gz", "imagesTr/../../a.nii"])
 def test_dataset_json_that_leads_out_is_refused(tmp_path, listed):
     make(tmp_path, "imagesTr/a.nii")
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": listed, "label": "x"}]}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"training": [{"image": listed, "label": "x"}]}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"dataset.json inside its own folder"):
         find_sources(str(tmp_path))
 
@@ -187,7 +189,7 @@ def test_dataset_json_that_leads_out_is_refused(tmp_path, listed):
 @pytest.mark.parametrize("text", ["{", "[]", '{"labels": 3}', '{"channel_names": {"x": "T1"}}', '{"training": [{}]}'])
 def test_a_damaged_dataset_json_is_named(tmp_path, text):
     make(tmp_path, "imagesTr/a.nii")
-    (tmp_path / "dataset.json").write_text(text)
+    (tmp_path / "dataset.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"dataset\.json as nnU-Net"):
         find_sources(str(tmp_path))
 
@@ -195,7 +197,9 @@ def test_a_damaged_dataset_json_is_named(tmp_path, text):
 def test_regions_and_ignore_of_nnunet_2(tmp_path):
     make(tmp_path, "imagesTr/a_0000.nii")
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": labels}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "labels": labels}), encoding="utf-8"
+    )
     dataset = find_sources(str(tmp_path)).dataset
     assert dataset.label_names == ((0, "background"), (2, "core"), (3, "ignore"))
     assert dataset.ignore_value == 3

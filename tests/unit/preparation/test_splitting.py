@@ -72,13 +72,13 @@ def test_a_refused_case_may_be_listed():
 
 def test_wishes_as_text(tmp_path):
     path = tmp_path / "cases.list"
-    path.write_text("a\nb\n")
+    path.write_text("a\nb\n", encoding="utf-8")
     assert read_wish("", "--labeled") is None
     assert read_wish("3", "--labeled") == 3
     assert read_wish(str(path), "--labeled") == ("a", "b")
     with pytest.raises(OptionError, match="--labeled: expected a number of cases or a file"):
         read_wish("nothing.list", "--labeled")
     for name in ("../a", "/etc/a"):
-        path.write_text(name)
+        path.write_text(name, encoding="utf-8")
         with pytest.raises(ValueError, match=r"without '\.\.' and not absolute"):
             read_wish(str(path), "--labeled")

@@ -84,7 +84,7 @@ def parse_page(page: str) -> Node:
 
 def write(path: Path, values) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(values, allow_nan=False))
+    path.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
 
 
 def history_of(config: Config, steps: int) -> list[dict]:
@@ -182,7 +182,7 @@ def make_run(tmp_path):
         run = {"config": config.to_dict(), "channels": 1, "orientation": None, "sam_sha256": None, "resumed": []}
         write(workdir / "run.json", run | {"labelled": labelled, "unlabelled": unlabelled} | session)
         entries = history_of(config, steps)
-        (workdir / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        (workdir / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
         if finished:
             sam = entries[-1].get("sam")
             write(workdir / "result.json", {"steps": steps, "duration_s": 120.0, "model": "teacher", "sam": sam})

@@ -17,7 +17,7 @@ def test_entries_are_appended_one_a_line(tmp_path):
     assert read_history(path) == []
     for step in (20, 40):
         history.append({"step": step, "terms": {"dice": 0.5}})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
         {"step": 20, "terms": {"dice": 0.5}},
         {"step": 40, "terms": {"dice": 0.5}},
     ]
@@ -38,26 +38,26 @@ def test_entries_past_the_restored_step_are_dropped(tmp_path, restored, kept):
 @pytest.mark.parametrize("rest", ['{"step": 60, "te', '{"step": 60}'])
 def test_a_line_cut_off_by_a_kill_is_dropped_and_nothing_is_glued_to_it(tmp_path, rest):
     path = tmp_path / "history.jsonl"
-    path.write_text('{"step": 20}\n{"step": 40}\n' + rest)
+    path.write_text('{"step": 20}\n{"step": 40}\n' + rest, encoding="utf-8")
     assert steps_of(path) == [20, 40]
     History(path, 100).append({"step": 60})
     assert steps_of(path) == [20, 40, 60]
-    assert path.read_text().endswith('{"step": 60}\n')
+    assert path.read_text(encoding="utf-8").endswith('{"step": 60}\n')
 
 
 def test_damaged_lines_are_left_out_with_a_warning(tmp_path, caplog):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 20}\nno json\n[1]\n{"other": 1}\n\xff\xfe\n{"step": 40}\n')
     History(path, 100)
-    assert path.read_text() == '{"step": 20}\n{"step": 40}\n'
+    assert path.read_text(encoding="utf-8") == '{"step": 20}\n{"step": 40}\n'
     assert "4 lines" in caplog.text
 
 
 def test_a_whole_history_is_not_written_anew(tmp_path):
     path = tmp_path / "history.jsonl"
-    path.write_text('{"step":   20}\n')
+    path.write_text('{"step":   20}\n', encoding="utf-8")
     History(path, 20)
-    assert path.read_text() == '{"step":   20}\n'
+    assert path.read_text(encoding="utf-8") == '{"step":   20}\n'
 
 
 def test_infinity_is_refused_and_leaves_nothing(tmp_path):

@@ -16,7 +16,7 @@ HOSTILE = '<script>alert("1")</script>&amp;\'"'
 
 
 def metrics_of(workdir):
-    return json.loads((workdir / "metrics.json").read_text())
+    return json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
 
 
 def rows_of(page):
@@ -82,7 +82,7 @@ def test_a_curve_for_each_term_and_ramp_with_the_values_of_the_history(make_run,
     assert titles_of(page, "loss") == ["cross_entropy", "dice", "consistency", "sam", "total"]
     assert titles_of(page, "ramp") == ["consistency weight", "sam weight", "learning rate", "EMA decay"]
     assert "Constant so far: cross_entropy weight 1, dice weight 1." in page.text
-    entries = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (workdir / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     wanted = {
         "dice": [e["terms"]["dice"] for e in entries],
         "sam weight": [e["weights"]["sam"] for e in entries],
@@ -101,11 +101,11 @@ def test_a_curve_for_each_term_and_ramp_with_the_values_of_the_history(make_run,
 
 def test_sam_over_time_is_that_of_each_interval(make_run, report_of):
     workdir = make_run(SAM, CASES)
-    lines = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     sam = lines[-1]["sam"]
     # In the last 20 steps: 20000 voxels, 15000 of them taught with weight 0.5. The totals alone would hide it.
     sam |= {"voxels_taught": sam["voxels_taught"] + 10000, "weight_sum": sam["weight_sum"] + 3500.0}
-    (workdir / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (workdir / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     figures = {f.one("strong").text: f.one("svg") for f in report_of(workdir).all("figure", class_="chart sam")}
     assert list(figures) == ["voxels taught", "mean weight", "SAM calls"]
     # Steps before SAM starts are no point, not a zero.
@@ -124,7 +124,7 @@ def test_the_label_budget(make_run, report_of):
     assert [code.text for code in section.all("code")] == ["s01", *(f"u{i:02d}" for i in range(7))]
     assert "Scored: 9 cases, none of them seen in training." in section.text
     metrics = metrics_of(workdir) | {"trained_on": ["case1"]}
-    (workdir / "metrics.json").write_text(json.dumps(metrics))
+    (workdir / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     page = report_of(workdir)
     assert "Scored: 9 cases, 1 of them seen in training" in page.text
     rows = page.one("table", class_="sortable").one("tbody").all("tr")
@@ -153,7 +153,9 @@ def test_panels_of_the_scored_cases(make_run, report_of):
 def test_pictures_of_another_evaluation_are_not_shown(make_run, report_of):
     workdir = make_run({}, CASES)
     assert report_of(workdir).all("image")
-    (workdir / "metrics.json").write_text((workdir / "metrics.json").read_text() + "\n")
+    (workdir / "metrics.json").write_text(
+        (workdir / "metrics.json").read_text(encoding="utf-8") + "\n", encoding="utf-8"
+    )
     page = report_of(workdir)
     assert page.all("image") == []
     assert "No pictures belong to these scores" in page.text
@@ -172,8 +174,8 @@ def test_sams_targets(make_run, report_of):
 
 
 def change_run(workdir, **changes):
-    run = json.loads((workdir / "run.json").read_text())
-    (workdir / "run.json").write_text(json.dumps(run | changes))
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    (workdir / "run.json").write_text(json.dumps(run | changes), encoding="utf-8")
 
 
 def test_oracle_prompts_are_said_and_no_network_is_blamed_for_them(make_run, report_of):
@@ -227,7 +229,9 @@ def test_a_run_without_history_and_one_that_has_just_begun(make_run, report_of):
 
 
 def test_names_from_outside_are_text(make_run):
-    page = write_report(make_run(SAM, [HOSTILE, "b", "c"], labelled=(HOSTILE,), name="a<b>&'\"")).read_text()
+    page = write_report(make_run(SAM, [HOSTILE, "b", "c"], labelled=(HOSTILE,), name="a<b>&'\"")).read_text(
+        encoding="utf-8"
+    )
     assert "<script>alert" not in page
     assert page.count("<script") == 1
     assert "onerror" not in page
@@ -280,7 +284,7 @@ def test_settings_versions_and_commands(make_run, report_of):
 
 def test_a_setting_that_this_version_does_not_know_is_shown(make_run, report_of):
     workdir = make_run({}, CASES)
-    config = json.loads((workdir / "run.json").read_text())["config"]
+    config = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["config"]
     change_run(workdir, config=config | {"from_the_future": [1, 2]})
     assert "from_the_future" in report_of(workdir).text
 
@@ -304,7 +308,7 @@ def test_the_command_writes_it_anew_and_names_what_is_missing(make_run, tmp_path
     assert (workdir / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert main([f"--workdir={tmp_path}"]) == 1
     assert "run.json is missing" in capsys.readouterr().err
-    (workdir / "metrics.json").write_text("{")
+    (workdir / "metrics.json").write_text("{", encoding="utf-8")
     assert main([f"--workdir={workdir}"]) == 1
     assert str(workdir / "metrics.json") in capsys.readouterr().err
     assert main([]) == 2

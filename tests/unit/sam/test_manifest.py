@@ -22,10 +22,10 @@ from semisam_tf.sam.manifest import (
 
 def edit(folder: Path, **changes: object) -> None:
     """Changes top-level values of a manifest; None removes one."""
-    values = json.loads((folder / MANIFEST_FILE).read_text())
+    values = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     values.update(changes)
     kept = {name: value for name, value in values.items() if value is not None or name not in changes}
-    (folder / MANIFEST_FILE).write_text(json.dumps(kept))
+    (folder / MANIFEST_FILE).write_text(json.dumps(kept), encoding="utf-8")
 
 
 def test_what_was_written_is_read_back(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
@@ -174,7 +174,7 @@ def test_mask_index_is_one_of_the_decoders_masks(tmp_path: Path, write_double: C
 def test_external_data_is_verified_too(double_dir: Path) -> None:
     data = double_dir / "encoder.onnx.data"
     data.write_bytes(b"weights")
-    sha256 = json.loads((double_dir / MANIFEST_FILE).read_text())["sha256"]
+    sha256 = json.loads((double_dir / MANIFEST_FILE).read_text(encoding="utf-8"))["sha256"]
     edit(double_dir, sha256={**sha256, data.name: file_sha256(data)})
     before = load_manifest(double_dir).digest()
     data.write_bytes(b"Weights")
@@ -189,7 +189,7 @@ def test_external_data_is_verified_too(double_dir: Path) -> None:
 
 
 def test_damaged_json_names_the_file(double_dir: Path) -> None:
-    (double_dir / MANIFEST_FILE).write_text('{"format": 2,')
+    (double_dir / MANIFEST_FILE).write_text('{"format": 2,', encoding="utf-8")
     with pytest.raises(ValueError, match=r"Received: .*manifest\.json"):
         load_manifest(double_dir)
 

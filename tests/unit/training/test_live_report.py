@@ -40,7 +40,7 @@ def training(tmp_path):
     """As far as the report looks at a `Training`: five unlabelled scans, 40 s of training."""
     config = dataclasses.replace(CONFIG, workdir=str(tmp_path), data_dir="d")
     run = {"config": config.to_dict(), "labelled": ["a"], "unlabelled": list("bcdef"), "command": ["train"]}
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     totals = {"voxels": 100, "voxels_taught": 50, "weight_sum": 25.0, "targets": 1, "slices_encoded": 3}
     totals |= {"encoder_calls": 3, "decoder_calls": 4, "prompts_decoded": 4, "duration_s": 1.0}
     sam = SamTeaching(config, None, None, None, [volume(name) for name in "bcdef"])
@@ -89,7 +89,7 @@ def test_a_resumed_run_drops_what_it_takes_again(training, tmp_path):
     resumed = LiveReport(training)
     assert [entry["step"] for entry in read_history(tmp_path / "history.jsonl")] == [20, 40]
     resumed.write_last()
-    cases = json.loads((tmp_path / "overlays" / "sam.json").read_text())["cases"]
+    cases = json.loads((tmp_path / "overlays" / "sam.json").read_text(encoding="utf-8"))["cases"]
     assert [(case["case_id"], case["step"]) for case in cases] == [("b", 30)]
 
 
@@ -100,7 +100,7 @@ def test_sam_is_drawn_for_the_first_scans_where_it_marked_most(training, tmp_pat
     for case_id in "fedcb":
         training.sam.on_target(case_id, predicted, target_on(slice(5, 6)))
     report.write_last()
-    cases = json.loads((tmp_path / "overlays" / "sam.json").read_text())["cases"]
+    cases = json.loads((tmp_path / "overlays" / "sam.json").read_text(encoding="utf-8"))["cases"]
     assert [case["case_id"] for case in cases] == ["b", "c", "d"]
     cut = cases[0]["cuts"][0]
     assert cut["name"] == "xy, z = 5"

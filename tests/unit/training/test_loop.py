@@ -41,7 +41,7 @@ def cohort(tmp_path):
         with h5py.File(tmp_path / name / "mri_norm2.h5", "w") as file:
             file["image"] = rng.normal(size=(18, 17, 16)).astype(np.float32)
             file["label"] = rng.integers(0, 2, (18, 17, 16)).astype(np.uint8)
-    (tmp_path / "train.list").write_text("a\nb\nc\n")
+    (tmp_path / "train.list").write_text("a\nb\nc\n", encoding="utf-8")
     return tmp_path
 
 
@@ -76,7 +76,7 @@ def test_poisoned_labels_of_unlabelled_scans_change_nothing(cohort, tmp_path_fac
 def test_excluded_cases_are_not_even_looked_for(cohort, tmp_path):
     shutil.rmtree(cohort / "b")
     exclude = tmp_path / "exclude.txt"
-    exclude.write_text("b\nstranger\n")
+    exclude.write_text("b\nstranger\n", encoding="utf-8")
     config = config_of(cohort, exclude_cases=str(exclude))
     labelled, unlabelled = load_data(config, split_of(config), outside_runs("test"))
     assert [v.case_id for v in labelled + unlabelled] == ["a", "c"]
@@ -91,7 +91,7 @@ def test_a_purely_labelled_batch_reads_no_unlabelled_scan(cohort):
 
 def test_labelled_names_from_a_file(cohort, tmp_path):
     names = tmp_path / "labelled.txt"
-    names.write_text("c\n")
+    names.write_text("c\n", encoding="utf-8")
     split = split_of(config_of(cohort, labeled=str(names)))
     assert (tuple(split.labelled), tuple(split.unlabelled)) == (("c",), ("a", "b"))
 

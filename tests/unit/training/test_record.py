@@ -32,7 +32,7 @@ def test_a_failed_start_binds_nobody(config, tmp_path):
     other = dataclasses.replace(config, batch_size=2)
     record.check_same_run(other, FACTS)
     record.write(other, 1, FACTS)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["batch_size"] == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["config"]["batch_size"] == 2
 
 
 def test_other_settings_are_listed(started):
@@ -58,24 +58,24 @@ def test_moved_folders_and_cadence_are_no_other_run(started, tmp_path):
 
 def test_the_orientation_is_recorded_and_binds_no_older_run(config, started, tmp_path):
     path = tmp_path / "run" / "run.json"
-    assert json.loads(path.read_text())["orientation"] is None
-    older = json.loads(path.read_text())
+    assert json.loads(path.read_text(encoding="utf-8"))["orientation"] is None
+    older = json.loads(path.read_text(encoding="utf-8"))
     del older["orientation"]
-    path.write_text(json.dumps(older))
+    path.write_text(json.dumps(older), encoding="utf-8")
     record.check_same_run(started, FACTS)
     record.write(started, 1, FACTS, "RAS")
-    assert "orientation" not in json.loads(path.read_text())
+    assert "orientation" not in json.loads(path.read_text(encoding="utf-8"))
     fresh = dataclasses.replace(config, workdir=str(tmp_path / "fresh"))
     (tmp_path / "fresh").mkdir()
     record.write(fresh, 1, FACTS, "RAS")
-    assert json.loads((tmp_path / "fresh" / "run.json").read_text())["orientation"] == "RAS"
+    assert json.loads((tmp_path / "fresh" / "run.json").read_text(encoding="utf-8"))["orientation"] == "RAS"
 
 
 def test_resuming_keeps_the_first_record_and_adds_to_it(started, tmp_path):
     path = tmp_path / "run" / "run.json"
-    first = json.loads(path.read_text())
+    first = json.loads(path.read_text(encoding="utf-8"))
     record.write(dataclasses.replace(started, log_every=7), 1, FACTS)
-    second = json.loads(path.read_text())
+    second = json.loads(path.read_text(encoding="utf-8"))
     resumed = second.pop("resumed")
     assert first.pop("resumed") == []
     assert second == first
@@ -87,8 +87,8 @@ def test_resuming_keeps_the_first_record_and_adds_to_it(started, tmp_path):
 def test_scans_that_changed_are_refused_and_older_runs_did_not_note_them(config, started, tmp_path):
     path = tmp_path / "run" / "run.json"
     record.check_same_scans(started, {"a": "2"})
-    older = json.loads(path.read_text())
-    path.write_text(json.dumps(older | {"scans": {"a": "1", "b": "1", "c": "1"}}))
+    older = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(older | {"scans": {"a": "1", "b": "1", "c": "1"}}), encoding="utf-8")
     record.check_same_scans(started, {"a": "1", "b": "1", "c": "1"})
     with pytest.raises(OptionError, match=r"other scans under the same names: a, c\."):
         record.check_same_scans(started, {"a": "2", "b": "1", "c": "0"})
