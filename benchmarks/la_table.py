@@ -16,14 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
 from absl import app, flags
 from machine import describe
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "la_table"
+sys.path.insert(0, str(REPO))
 SCORING = "configs/la_dev.list"
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the LA scans.")
@@ -33,15 +35,41 @@ _METHODS = flags.DEFINE_list("methods", None, "Rows to run; all if empty.")
 _RUNS = flags.DEFINE_string("runs", "runs/la_table", "Folder for workdirs and SAM's embeddings.")
 _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 
-_SAM = ("--sam_mode=cached", "--sam_start_step=200")
-# The default when the rows were scored, kept so that all of them are; a flagfile's row is scored as users will.
+# The default when the first rows were scored, kept so that all of them are; a flagfile's row is scored as users will.
 _SCORED_BY = ("--overlap=0.5", "--blend=gaussian")
-METHODS: dict[str, tuple[str, ...]] = {
-    "supervised": ("--method=supervised", "--labeled_per_batch=4"),
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the table.
+
+    Attributes:
+        flags: Words of `train`.
+        teacher: Method whose run, of the same labels and seed, makes the targets for the unlabelled scans; none: "".
+        targets: Words of `pseudolabel` that make them.
+    """
+
+    flags: tuple[str, ...]
+    teacher: str = ""
+    targets: tuple[str, ...] = ()
+
+
+_FRAMEWORKS = {
+    "supervised": ("--method=supervised",),
     "mean_teacher": ("--method=mean_teacher",),
     "ua_mt": ("--method=uncertainty_aware_mean_teacher",),
-    "mean_teacher_sam": ("--method=mean_teacher", *_SAM),
-    "ua_mt_sam": ("--method=uncertainty_aware_mean_teacher", *_SAM),
+}
+_CACHED = ("--sam_mode=cached", "--sam_start_step=200")
+_OFFLINE = ("--sam_mode=offline", "--sam_loss=cross_entropy", "--sam_weight=1")
+_SAM_TARGETS = ("--sam_dir=models/sam_lite_medsam", "--sam_slice_step=4")
+METHODS = {
+    **{name: Method(flags) for name, flags in _FRAMEWORKS.items()},
+    **{f"{name}_sam": Method((*_FRAMEWORKS[name], *_CACHED)) for name in ("mean_teacher", "ua_mt")},
+    **{f"{name}_own_targets": Method((*flags, *_OFFLINE), teacher=name) for name, flags in _FRAMEWORKS.items()},
+    **{
+        f"{name}_sam_targets": Method((*flags, *_OFFLINE), teacher=name, targets=_SAM_TARGETS)
+        for name, flags in _FRAMEWORKS.items()
+    },
 }
 # The row that is a flagfile of its own, configs/la_N.flags: a longer run, not the table's budget.
 CONFIG = "config"
@@ -65,27 +93,84 @@ class Row:
         common = [f"--exclude_cases={SCORING}", f"--labeled={self.labeled}", f"--seed={self.seed}"]
         if self.method == CONFIG:
             return ["-m", "semisam_tf.train", f"--flagfile=configs/la_{self.labeled}.flags", *common]
-        return ["-m", "semisam_tf.train", "--flagfile=configs/la_table.flags", *common, *METHODS[self.method]]
+        method = METHODS[self.method]
+        if method.teacher:
+            # A lone labelled scan needs no more than one place in the batch.
+            common.append(f"--labeled_per_batch={min(2, int(self.labeled))}")
+        return ["-m", "semisam_tf.train", "--flagfile=configs/la_table.flags", *common, *method.flags]
 
 
-def run(row: Row, data_dir: str, runs: Path) -> None:
-    """Trains and scores one row and writes its JSON."""
+def command(words: list[str]) -> float:
+    """Runs a Python command of the repo and returns its seconds."""
+    began_s = time.monotonic()
+    subprocess.run(["nice", "-n", "5", sys.executable, *words], cwd=REPO, check=True)
+    return round(time.monotonic() - began_s, 1)
+
+
+def train(row: Row, data_dir: str, runs: Path) -> dict[str, float]:
+    """Trains a row, after its teacher where it has one, and returns the seconds of each part; what is done is kept."""
     workdir = runs / row.name
-    train = [
+    words = [
         *row.train_command(),
         f"--data_dir={data_dir}",
         f"--workdir={workdir}",
         f"--sam_cache_dir={runs}/sam_cache",
     ]
+    seconds = {}
+    if row.method != CONFIG and (method := METHODS[row.method]).teacher:
+        teacher = replace(row, method=method.teacher)
+        seconds["teacher"] = train(teacher, data_dir, runs)["train"]
+        targets = targets_of(row, runs)
+        seconds["targets"] = command(
+            ["-m", "semisam_tf.pseudolabel", f"--workdir={runs / teacher.name}", f"--output={targets}", "--nonifti",
+             f"--sam_cache_dir={runs}/sam_cache", *method.targets]
+        )  # fmt: skip
+        words.append(f"--targets_dir={targets}")
+    return seconds | {"train": command(words)}
+
+
+def targets_of(row: Row, runs: Path) -> Path:
+    """Folder of the targets that a row learns, if it learns any from files."""
+    return runs / row.name / ("rounds/1/targets" if row.method == CONFIG else "targets")
+
+
+def target_scores(folder: Path, data_dir: str) -> dict[str, float]:
+    """What the targets were worth, by labels that no run has seen: their mean Dice, and SAM's part in them."""
+    from semisam_tf.data.label_access import outside_runs
+    from semisam_tf.data.preprocess import preprocessing_of
+    from semisam_tf.data.volumes import find_case, load_volume
+    from semisam_tf.inference.run_folder import read_run
+    from semisam_tf.sam.target import dice
+    from semisam_tf.training.pseudolabels import read_target
+    from semisam_tf.training.targets import mask_of
+
+    config = read_run(folder.parent)["config"]
+    found: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("*.h5")):
+        scan = load_volume(
+            find_case(data_dir, path.stem), with_label=outside_runs("a benchmark"),
+            default_spacing_mm=config.default_spacing_mm,
+        )  # fmt: skip
+        grid = preprocessing_of(config).to_training_grid(scan, config.n_classes)
+        target = read_target(folder, grid, config.n_classes)
+        with h5py.File(path, "r") as file:
+            said = json.loads(file.attrs["scores"])
+        said = {name: said[name] for name in ("agreement", "weighted_share", "mean_weight") if name in said}
+        for name, value in {"dice": dice(mask_of(target.probs) > 0, grid.label > 0), **said}.items():
+            found.setdefault(name, []).append(value)
+    return {name: round(statistics.mean(values), 4) for name, values in found.items()} | {"scans": len(found["dice"])}
+
+
+def run(row: Row, data_dir: str, runs: Path) -> None:
+    """Trains and scores one row and writes its JSON."""
+    workdir = runs / row.name
+    seconds = train(row, data_dir, runs)
     score = [
         "-m", "semisam_tf.evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--cases={SCORING}",
         *([] if row.method == CONFIG else _SCORED_BY),
     ]  # fmt: skip
-    seconds = []
-    for words in (train, score):
-        began_s = time.monotonic()
-        subprocess.run(["nice", "-n", "5", sys.executable, *words], cwd=REPO, check=True)
-        seconds.append(round(time.monotonic() - began_s, 1))
+    seconds["evaluate"] = command(score)
+    targets = targets_of(row, runs)
     metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
     record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     result = {
@@ -99,8 +184,8 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
         "model": metrics["model"],
         "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
-        "train_wall_s": seconds[0],
-        "evaluate_wall_s": seconds[1],
+        "targets": target_scores(targets, data_dir) if targets.is_dir() else None,
+        "wall_s": seconds,
         "git_commit": record["git_commit"],
         "versions": record["versions"],
         "machine": describe(),

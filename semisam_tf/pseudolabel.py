@@ -17,7 +17,7 @@ class PseudolabelConfig:
     workdir: str = option("", "Folder of a finished run; its settings hold for all that is no flag here.")
     data_dir: str = option("", "Folder of scans. Empty: the run's.")
     output: str = option("", "Folder to write. Targets that are there are kept.")
-    cases: str = option("", "File of case names, one a line. Empty: the run's unlabelled cases.")
+    cases: str = option("", "File of case names, one a line. Empty: the training cases that the run has no label of.")
     model: str = option("auto", "Weights to use; auto: as the run decided.", choices=("auto", "student", "teacher"))
     sam_dir: str = option("", "Folders of SAM exports, separated by commas. Empty: the predictions alone.")
     sam_axis: tuple[int, ...] = option((2,), "Axes along which a scan is cut into slices.")
@@ -46,7 +46,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     from absl import logging
 
     from semisam_tf.data.splits import read_cases
-    from semisam_tf.inference.run_folder import read_run
+    from semisam_tf.inference.run_folder import read_run, unlabelled_cases
     from semisam_tf.training.pseudolabels import write_nifti
     from semisam_tf.training.rounds import make_targets
 
@@ -58,9 +58,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
         "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
     }
     settings = dataclasses.replace(run["config"], **changes)
-    cases = read_cases(config.cases) if config.cases else run["unlabelled"]
-    if not cases:
-        raise OptionError("--cases is needed: the run had no unlabelled cases.")
+    cases = read_cases(config.cases) if config.cases else unlabelled_cases(run)
     folder = Path(config.output)
     make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)
     if config.nifti:

@@ -26,7 +26,7 @@ class RankConfig:
 
     workdir: str = option("", "Folder of a finished run.")
     data_dir: str = option("", "Folder of scans. Empty: the run's.")
-    cases: str = option("", "File of case names, one a line. Empty: the run's unlabelled cases.")
+    cases: str = option("", "File of case names, one a line. Empty: the training cases that the run has no label of.")
     output: str = option("", "Folder for rank.json and the pictures. Empty: <workdir>/rank.")
     sam_dir: str = option("", "Folders of SAM exports whose disagreement counts, too. Empty: none.")
     sam_slice_step: int = option(4, "Every so manieth slice is prompted.", unit="slices")
@@ -45,7 +45,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     from semisam_tf.data.splits import read_cases
     from semisam_tf.inference.predictor import load_predictor
     from semisam_tf.inference.ranking import features_of, order
-    from semisam_tf.inference.run_folder import read_run, run_id_of
+    from semisam_tf.inference.run_folder import read_run, run_id_of, unlabelled_cases
     from semisam_tf.training.loop import load_labelled, load_unlabelled
     from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
@@ -63,9 +63,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
         sam_trust="one",
         sam_cache_dir=config.sam_cache_dir or str(output / "sam_cache"),
     )
-    cases = read_cases(config.cases) if config.cases else run["unlabelled"]
-    if not cases:
-        raise OptionError("--cases is needed: the run had no unlabelled cases.")
+    cases = read_cases(config.cases) if config.cases else unlabelled_cases(run)
     access = LabelLedger(workdir, run_id_of(run)).access("self_test")
     labelled = load_labelled(settings, run["labelled"], access)
     predictors = {which: load_predictor(workdir, which)[0] for which in ("student", "teacher")}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from semisam_tf.config import Config
+from semisam_tf.data.splits import split_of
+from semisam_tf.options import OptionError
 from semisam_tf.workdir import RESULT_FILE, RUN_FILE
 
 REMEDY = "Copy the run's folder again, name another, or train it anew."
@@ -34,6 +36,20 @@ def read_run(workdir: Path) -> dict[str, Any]:
             f"Expected the record of a training run in {path}. Received: one without {' and '.join(missing)}. {REMEDY}"
         )
     return record | {"config": Config.from_dict(record["config"])}
+
+
+def unlabelled_cases(run: dict[str, Any]) -> list[str]:
+    """Training cases of whose labels the run of `read_run` knows nothing.
+
+    A plain supervised run loads no such case and its record names none; its lists are read again then.
+
+    Raises:
+        OptionError: There is none.
+    """
+    cases = list(run["unlabelled"] or split_of(run["config"]).unlabelled)
+    if not cases:
+        raise OptionError("--cases is needed: the run had no unlabelled cases.")
+    return cases
 
 
 def read_result(workdir: Path) -> dict[str, Any]:

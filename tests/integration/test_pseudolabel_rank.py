@@ -42,6 +42,11 @@ def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sa
     assert result["sam"]["sam_calls"] == 0
 
 
+def test_a_supervised_runs_unlabelled_cases_get_targets_without_being_named(tiny_run, tmp_path):
+    assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--nonifti"]) == 0
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["case3.h5"]
+
+
 def test_rank_writes_an_order_and_pictures(tiny_run, tiny_sam, tmp_path, capsys):
     (tmp_path / "cases").write_text("case3\ncase4\n", encoding="utf-8")
     words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'rank'}"]

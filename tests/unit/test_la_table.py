@@ -40,11 +40,19 @@ def test_rows_are_grouped_by_seed_and_ordered(la_table, tmp_path):
     assert " | - | " in lines[0]
 
 
-def test_every_row_names_settings_that_exist(la_table, repo_root, monkeypatch):
+def test_every_row_names_settings_that_exist(la_table, repo_root, monkeypatch, tmp_path):
     from semisam_tf.config import PRESETS, Config, validate
     from semisam_tf.options import parse
 
     monkeypatch.chdir(repo_root)
+    # Both of a comparison learn in the same way, and only SAM's targets have asked SAM.
+    for name in ("supervised", "mean_teacher", "ua_mt"):
+        own, sam = la_table.METHODS[f"{name}_own_targets"], la_table.METHODS[f"{name}_sam_targets"]
+        assert (own.flags, own.teacher, own.targets) == (sam.flags, name, ())
+        assert sam.targets[0] == "--sam_dir=models/sam_lite_medsam"
     for method in [*la_table.METHODS, la_table.CONFIG]:
-        words = la_table.Row(method, "1", "0").train_command()[2:]
+        row = la_table.Row(method, "1", "0")
+        words = row.train_command()[2:]
+        if method != la_table.CONFIG and la_table.METHODS[method].teacher:
+            words.append(f"--targets_dir={la_table.targets_of(row, tmp_path)}")
         validate(parse(Config, [*words, "--data_dir=d", "--workdir=w"], PRESETS))
