@@ -119,7 +119,10 @@ def train(row: Row, data_dir: str, runs: Path) -> dict[str, float]:
     seconds = {}
     if row.method != CONFIG and (method := METHODS[row.method]).teacher:
         teacher = replace(row, method=method.teacher)
-        seconds["teacher"] = train(teacher, data_dir, runs)["train"]
+        train(teacher, data_dir, runs)
+        # Rows share it, so that the clock may have run for another one.
+        ended = json.loads((runs / teacher.name / "result.json").read_text(encoding="utf-8"))
+        seconds["teacher"] = round(ended["duration_s"], 1)
         targets = targets_of(row, runs)
         seconds["targets"] = command(
             ["-m", "semisam_tf.pseudolabel", f"--workdir={runs / teacher.name}", f"--output={targets}", "--nonifti",
@@ -199,7 +202,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
 def table() -> str:
     """Markdown table of all results present: mean and spread over scans, range over seeds where there are more."""
     lines = [
-        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM calls, taught, weight | min (SAM) |",
+        "| labelled | method | seeds | Dice % | Jaccard % | 95HD mm | ASD mm | SAM's part | min (SAM) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
@@ -228,6 +231,15 @@ def _line(labeled: int, method: str, runs: list[dict]) -> str:
         )
         taught = f"{calls:.0f}, {share:.1%}, {weight:.2f}"
         minutes += f" ({sam_s / 60:.1f})"
+    if runs[0].get("targets"):
+        # Without SAM the targets have no other scores than their Dice.
+        said = {name: statistics.mean(run["targets"][name] for run in runs) for name in runs[0]["targets"]}
+        taught = f"targets' Dice {100 * said['dice']:.1f}"
+        # All that it takes, where training alone is not all.
+        parts = [sum(s for name, s in run["wall_s"].items() if name != "evaluate") for run in runs]
+        minutes = f"{statistics.mean(parts) / 60:.1f}"
+        if "mean_weight" in said:
+            taught += f", SAM on {said['weighted_share']:.1%}, {said['mean_weight']:.2f}"
     shown_method = f"configs/la_{labeled}.flags" if method == CONFIG else method
     figures = [shown("dice", 100), shown("jaccard", 100), shown("hd95_mm"), shown("asd_mm")]
     return "| " + " | ".join([str(labeled), shown_method, str(len(runs)), *figures, taught, minutes]) + " |"
