@@ -2,6 +2,7 @@
 #
 # Variables:  PYTHON       the Python 3.11 that makes the virtual environment
 #             TORCH_INDEX  package index for torch's CPU build (BUILD.md, "A CPU build of torch")
+#             TEST_WORKERS processes that share the tests (files, not single tests); 0: none beside pytest itself
 #             PYTEST_ARGS  added to both pytest commands, such as PYTEST_ARGS="-k sliding"
 
 SHELL := bash
@@ -13,6 +14,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
+TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
@@ -68,13 +70,15 @@ quickstart: $(EXPORTER)  ## exports SAM, makes the cohort, trains, evaluates on 
 	$(BIN)/python -m semisam_tf.evaluate --workdir=$(WORKDIR) --data_dir=$(DATA_DIR) --cases=$(DATA_DIR)/test.list \
 	    --output=$(WORKDIR)/metrics.json --min_dice=$(MIN_DICE)
 
+IN_PARALLEL := -n $(TEST_WORKERS) --dist loadfile
+
 # TensorFlow and torch crash when imported together, so tests/export has a process of its own. Both always run; the last
 # lines sum up both closing lines of pytest. Code 5, no test found, passes only where the second argument says so.
 define run_tests
 mkdir -p $(TEST_LOGS); rm -f $(TEST_LOGS)/*.log; status=0; \
 note() { [ "$$1 $(2)" = "5 may-be-none" ] || status=$$1; }; \
-$(BIN)/python -m pytest tests --ignore=tests/export $(1) $(PYTEST_ARGS) | tee $(TEST_LOGS)/1-tensorflow.log || note $$?; \
-$(BIN)/python -m pytest tests/export $(1) $(PYTEST_ARGS) | tee $(TEST_LOGS)/2-torch.log || note $$?; \
+$(BIN)/python -m pytest tests --ignore=tests/export $(IN_PARALLEL) $(1) $(PYTEST_ARGS) | tee $(TEST_LOGS)/1-tensorflow.log || note $$?; \
+$(BIN)/python -m pytest tests/export $(IN_PARALLEL) $(1) $(PYTEST_ARGS) | tee $(TEST_LOGS)/2-torch.log || note $$?; \
 tail -q -n 1 $(TEST_LOGS)/*.log; \
 tail -q -n 1 $(TEST_LOGS)/*.log | awk '{ \
     for (i = 2; i <= NF; i++) { word = $$i; sub(/,$$/, "", word); sub(/^errors?$$/, "failed", word); n[word] += $$(i - 1) } } \

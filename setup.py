@@ -56,6 +56,7 @@ EXTRAS = {
         "mypy>=1.15,<3",
         "pre-commit>=4,<5",
         "pytest>=8,<10",
+        "pytest-xdist>=3.6,<4",
         "ruff>=0.9,<0.18",
     ],
 }
