@@ -5,6 +5,8 @@ RESULT_FILE = "result.json"
 HISTORY_FILE = "history.jsonl"
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
+# Folder of the rounds of self-training before the last, a run each: rounds/1, rounds/2, ...
+ROUNDS_FOLDER = "rounds"
 # What report.html draws of scored cases (from evaluate) and of SAM's targets (from training).
 SCORED_OVERLAYS_FILE = "overlays/scored.json"
 SAM_OVERLAYS_FILE = "overlays/sam.json"

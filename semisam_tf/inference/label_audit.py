@@ -13,7 +13,7 @@ from semisam_tf.config import Config
 from semisam_tf.data.label_access import LEDGER_FILE, PURPOSES, LedgerReading, Opening, read_ledger
 from semisam_tf.findings import FAIL, OK, WARN, Finding
 from semisam_tf.inference.run_folder import read_run, run_id_of
-from semisam_tf.workdir import METRICS_FILE, RESULT_FILE
+from semisam_tf.workdir import METRICS_FILE, RESULT_FILE, ROUNDS_FOLDER
 
 _DOCTOR = ("data_check", "timing")
 # Opened to judge, not to learn from.
@@ -59,7 +59,7 @@ class Audit:
 
 
 def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
-    """Compares the record of opened labels with the run's own record.
+    """Compares the record of opened labels with the run's own record, in all its rounds.
 
     Args:
         workdir: Folder of the run.
@@ -69,6 +69,26 @@ def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
         FileNotFoundError, ValueError: No run there, or its record is damaged.
     """
     run = read_run(workdir)
+    last = _audit_folder(workdir, run, run, on_file)
+    earlier = []
+    for number in range(1, run["config"].rounds):
+        folder = workdir / ROUNDS_FOLDER / str(number)
+        # Against the lists of the whole: a round that learns without unlabelled scans lists none.
+        audit = _audit_folder(folder, read_run(folder), run, on_file)
+        found = tuple(dataclasses.replace(f, found=f"round {number}: {f.found}") for f in audit.findings)
+        earlier.append(dataclasses.replace(audit, findings=found))
+    rounds = [*earlier, last]
+    return dataclasses.replace(
+        last,
+        findings=tuple(finding for audit in rounds for finding in audit.findings),
+        openings=tuple(opening for audit in rounds for opening in audit.openings),
+        learned_from=tuple(dict.fromkeys(case for audit in rounds for case in audit.learned_from)),
+        oracle=any(audit.oracle for audit in rounds),
+    )
+
+
+def _audit_folder(workdir: Path, run: dict[str, Any], lists: dict[str, Any], on_file: dict[str, bool] | None) -> Audit:
+    """Audits one folder, whose record is `run`, against the labelled and unlabelled cases of `lists`."""
     reading = read_ledger(workdir)
     if reading is None:
         return Audit((_no_ledger(workdir, run),))
@@ -79,8 +99,8 @@ def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
     audit = Audit(
         (),
         tuple(own),
-        tuple(run["labelled"]),
-        tuple(run["unlabelled"]),
+        tuple(lists["labelled"]),
+        tuple(lists["unlabelled"]),
         config=run["config"],
     )
     learned_from = audit.opened_for(set(PURPOSES) - set(_JUDGING))

@@ -25,6 +25,7 @@ from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
 from semisam_tf.training.pseudolabels import target_path, write_target
 from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
+from semisam_tf.workdir import ROUNDS_FOLDER
 
 # Apart enough that the rounds of neighbouring seeds never meet.
 _SEED_STRIDE = 1000
@@ -56,7 +57,7 @@ def earlier_round(config: Config, number: int, targets_dir: str) -> Config:
     """Settings of round `number` (from 1) before the last: the first has no target to learn from."""
     return dataclasses.replace(
         config,
-        workdir=str(Path(config.workdir) / "rounds" / str(number)),
+        workdir=str(Path(config.workdir) / ROUNDS_FOLDER / str(number)),
         rounds=1,
         round_steps=0,
         max_steps=config.round_steps or config.max_steps,

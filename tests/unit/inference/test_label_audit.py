@@ -73,6 +73,43 @@ def test_the_label_of_an_unlabelled_case_is_a_leak_whatever_for(workdir, purpose
     assert audit_run(workdir).learned_from == ("a", "b", "c")
 
 
+@pytest.fixture
+def of_two_rounds(workdir):
+    """The run of `workdir` as the second of two rounds; the first, without unlabelled cases, has its own record."""
+    first = workdir / "rounds" / "1"
+    first.mkdir(parents=True)
+    ledger = LabelLedger(first, "round1")
+    for case in "ab":
+        ledger.append(case, Path(case), "training")
+    write_run(first, ledger)
+    write(first, "run.json", **(json.loads((first / "run.json").read_text(encoding="utf-8")) | {"unlabelled": []}))
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    write(workdir, "run.json", **(run | {"config": run["config"] | {"rounds": 2, "sam_mode": "offline"}}))
+    return workdir
+
+
+def test_every_round_is_audited(of_two_rounds):
+    audit = audit_run(of_two_rounds)
+    assert {f.status for f in audit.findings} == {OK}
+    assert [f.subject for f in audit.findings] == ["record", "labelled", "unlabelled", "scoring"] * 2
+    assert audit.findings[2].found == "round 1: no label of 2 unlabelled cases was ever opened"
+    assert budget(audit)["training"]["cases"] == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("purpose", ["training", "self_test", "scoring"])
+def test_a_leak_in_an_earlier_round_is_one_of_the_run(of_two_rounds, purpose):
+    opened(of_two_rounds / "rounds" / "1", "c", purpose, run_id="round1")
+    (fault,) = by_subject(of_two_rounds, FAIL).values()
+    assert fault.startswith("round 1: ")
+    assert " c" in fault
+
+
+def test_a_round_that_is_gone_is_named(of_two_rounds):
+    (of_two_rounds / "rounds" / "1" / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="rounds/1"):
+        audit_run(of_two_rounds)
+
+
 def test_a_stranger_in_training_is_a_leak_and_one_for_choosing_is_counted(workdir):
     opened(workdir, "v", "model_choice")
     assert by_subject(workdir, FAIL) == {}
