@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from semisam_tf.config import Config
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -132,6 +134,11 @@ def augment_config(preset: str, on: str = "", off: str = "") -> AugmentConfig:
             )
         changes |= new
     return replace(AUGMENT_PRESETS[preset], **changes)
+
+
+def augment_of(config: Config) -> AugmentConfig:
+    """The augmentation of a run; raises what `augment_config` does."""
+    return augment_config(config.augment, on=config.augment_on, off=config.augment_off)
 
 
 def _words(text: str) -> list[str]:

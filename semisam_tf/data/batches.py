@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from semisam_tf.config import Config
 from semisam_tf.data.augment import AugmentConfig, SpatialTransform, augment_intensity
+from semisam_tf.data.augment_config import augment_of
 from semisam_tf.data.intensity import match_quantiles, scan_quantiles
 from semisam_tf.data.volumes import Volume
 
@@ -162,6 +164,20 @@ class TwoStream:
             return None
         voxels = foreground[int(rng.integers(len(foreground)))]
         return tuple(int(i) for i in np.unravel_index(int(voxels[rng.integers(len(voxels))]), volume.size))
+
+
+def stream_of(config: Config, labelled: Sequence[Volume], unlabelled: Sequence[Volume]) -> TwoStream:
+    """The batches that a run's settings describe."""
+    return TwoStream(
+        labelled,
+        unlabelled,
+        batch_size=config.batch_size,
+        labelled_per_batch=config.labelled_items(),
+        patch_size=config.patch_size,
+        augment=augment_of(config),
+        seed=config.seed,
+        foreground_fraction=config.foreground_fraction,
+    )
 
 
 def _foreground_voxels(label: np.ndarray) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from semisam_tf.config import WINDOW_BLEND, WINDOW_OVERLAP, Config
-from semisam_tf.data.augment_config import augment_config
+from semisam_tf.data.augment_config import augment_of
 from semisam_tf.data.orientation import AxisOrder, axis_code, axis_order
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume
@@ -64,7 +64,7 @@ class Prediction:
 
 def flips_of(config: Config) -> str:
     """Axes that training mirrored, of "xyz"."""
-    return augment_config(config.augment, on=config.augment_on, off=config.augment_off).flip
+    return augment_of(config).flip
 
 
 class Predictor:

@@ -20,8 +20,7 @@ from absl import logging
 
 from semisam_tf.atomic import replacing, write_json
 from semisam_tf.config import Config
-from semisam_tf.data.augment_config import augment_config
-from semisam_tf.data.batches import TwoStream
+from semisam_tf.data.batches import TwoStream, stream_of
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import load_network
 from semisam_tf.inference.region import COARSE_FOLDER, Locator, Region, RegionTally, box_around, coarse_settings
@@ -80,16 +79,7 @@ def _train(config: Config, labelled: list[Volume], take_steps: Callable[[Trainin
     tf.config.experimental.enable_op_determinism()
     training = Training.build(settings, labelled[0].image.shape[-1], labelled, [], [])
     training.restore()
-    stream = TwoStream(
-        labelled,
-        [],
-        batch_size=settings.batch_size,
-        labelled_per_batch=settings.labelled_items(),
-        patch_size=settings.patch_size,
-        augment=augment_config(settings.augment, on=settings.augment_on, off=settings.augment_off),
-        seed=settings.seed,
-        foreground_fraction=settings.foreground_fraction,
-    )
+    stream = stream_of(settings, labelled, [])
     take_steps(training, stream)
     # Not the teacher: over so few steps its average still holds weights from before anything was learnt.
     with replacing(workdir / f"{WEIGHTS}.weights.h5") as temporary:

@@ -15,8 +15,8 @@ from absl import logging
 
 from semisam_tf.atomic import replacing, require_room, sweep, write_json
 from semisam_tf.config import Config, validate
-from semisam_tf.data.augment_config import augment_config
-from semisam_tf.data.batches import Prefetcher, TwoStream
+from semisam_tf.data.augment_config import augment_of
+from semisam_tf.data.batches import Prefetcher, TwoStream, stream_of
 from semisam_tf.data.cohort import check_channels, load_cohort
 from semisam_tf.data.label_access import LabelAccess, LabelLedger
 from semisam_tf.data.orientation import common_axis_code
@@ -104,7 +104,7 @@ def train_once(config: Config) -> dict[str, Any]:
     if config.sam_mode != "off" and config.sam_start_step >= config.max_steps:
         logging.warning("SAM will not teach: --sam_start_step=%d is not below --max_steps.", config.sam_start_step)
     workdir = Path(config.workdir)
-    augment = augment_config(config.augment, on=config.augment_on, off=config.augment_off)
+    augment = augment_of(config)
     if augment.flip and config.n_classes > 2:
         logging.warning(
             "Training mirrors scans along %s: organs that are mirror images of each other, as left and right lung, "
@@ -155,16 +155,7 @@ def train_once(config: Config) -> dict[str, Any]:
         training = Training.build(config, channels, labelled, unlabelled, sessions, oracle)
         training.restore()
         training.require_room()
-        stream = TwoStream(
-            labelled,
-            unlabelled,
-            batch_size=config.batch_size,
-            labelled_per_batch=config.labelled_items(),
-            patch_size=config.patch_size,
-            augment=augment,
-            seed=config.seed,
-            foreground_fraction=config.foreground_fraction,
-        )
+        stream = stream_of(config, labelled, unlabelled)
         report = LiveReport(training)
         _run(training, stream, report)
         result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})

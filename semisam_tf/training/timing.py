@@ -64,19 +64,10 @@ def time_steps(training: Training, scans: tuple[list[Any], list[Any]]) -> dict[s
     Returns:
         "first_step_s": with tracing; "step_s": mean of the timed steps, data wait included; "steps": how many.
     """
-    from semisam_tf.data.augment_config import augment_config
-    from semisam_tf.data.batches import Prefetcher, TwoStream
+    from semisam_tf.data.batches import Prefetcher, stream_of
 
     config = training.config
-    stream = TwoStream(
-        *scans,
-        batch_size=config.batch_size,
-        labelled_per_batch=config.labelled_items(),
-        patch_size=config.patch_size,
-        augment=augment_config(config.augment, on=config.augment_on, off=config.augment_off),
-        seed=config.seed,
-        foreground_fraction=config.foreground_fraction,
-    )
+    stream = stream_of(config, *scans)
     marks = [time.monotonic()]
     with Prefetcher(stream.batch, 0, _FIRST_STEPS + _TIMED_STEPS, workers=config.data_workers) as prefetcher:
         for _, batch in prefetcher:
