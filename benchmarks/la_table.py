@@ -133,8 +133,9 @@ def train(row: Row, data_dir: str, runs: Path) -> dict[str, float]:
 
 
 def targets_of(row: Row, runs: Path) -> Path:
-    """Folder of the targets that a row learns, if it learns any from files."""
-    return runs / row.name / ("rounds/1/targets" if row.method == CONFIG else "targets")
+    """Folder of the targets that a row learned, in its last round, if it learned any from files."""
+    workdir = runs / row.name
+    return max(workdir.glob("rounds/*/targets"), default=workdir / "targets")
 
 
 def target_scores(folder: Path, data_dir: str) -> dict[str, float]:
