@@ -48,7 +48,13 @@ def load_benchmark(repo_root, tmp_path, monkeypatch):
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, module)
         loaded.append(spec.name)
+        before = set(sys.modules)
         spec.loader.exec_module(module)
+        # A benchmark may import another, flags and all.
+        beside = [n for n in set(sys.modules) - before if (folder / f"{n}.py").is_file()]
+        for imported_name in beside:
+            del sys.modules[imported_name]
+        loaded.extend(beside)
         monkeypatch.setattr(module, "RESULTS", tmp_path)
         return module
 
