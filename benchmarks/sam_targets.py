@@ -1,0 +1,155 @@
+"""What SAM's targets are worth: trusts, margins and fusion compared on the unlabelled scans of a finished run.
+
+    python benchmarks/sam_targets.py --workdir=runs/la_1/rounds/1 --data_dir=../shared/la --name=la_1_round_1
+    python benchmarks/sam_targets.py --print_only
+
+The run's prediction prompts SAM as `semisam_tf.pseudolabel` does; the targets of each way of asking, trusting and
+fusing are held against the labels of the unlabelled scans. The labels are opened here only, after all training: this
+explains a choice, it does not make one. No network is trained; one JSON a run below benchmarks/results/sam_targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+from machine import describe
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results" / "sam_targets"
+sys.path.insert(0, str(REPO))
+
+SMOOTHING_VOX = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How SAM is asked (boxes with these margins), how far it is believed, and what becomes the target."""
+
+    margin_vox: tuple[int, ...]
+    trust: str
+    fusion: str = "mean"
+
+
+WAYS = {
+    "SAM alone, margin 0": Way((0,), "one", "sam"),
+    "SAM alone, margin 2": Way((2,), "one", "sam"),
+    "SAM alone, margin 4": Way((4,), "one", "sam"),
+    "SAM alone, margins fused": Way((0, 2, 4), "one", "sam"),
+    "mean with SAM, margin 2": Way((2,), "one"),
+    **{
+        f"mean with SAM, margins fused, trust {trust}": Way((0, 2, 4), trust)
+        for trust in ("one", "iou", "prediction", "continuity", "agreement", "prior", "selftest")
+    },
+}
+PREDICTION = "prediction"
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
+_NAME = flags.DEFINE_string("name", None, "Name of the result.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans and their labels.")
+_SAM_DIR = flags.DEFINE_string("sam_dir", "models/sam_lite_medsam", "SAM export.")
+_EVERY = flags.DEFINE_integer("every", 3, "Every so manieth unlabelled scan is looked at.")
+_CACHE = flags.DEFINE_string("sam_cache_dir", "runs/sam_cache", "SAM's embeddings.")
+_PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
+
+
+def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
+    """Dice of every way's target, scan by scan, with what SAM said of itself."""
+    from semisam_tf.data.label_access import LabelLedger, outside_runs
+    from semisam_tf.data.preprocess import preprocessing_of
+    from semisam_tf.data.volumes import find_case, load_volume
+    from semisam_tf.inference.predictor import load_predictor
+    from semisam_tf.inference.run_folder import read_run, run_id_of, unlabelled_cases
+    from semisam_tf.sam.fusion import fuse
+    from semisam_tf.sam.target import dice
+    from semisam_tf.training.loop import load_labelled
+    from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
+
+    run = read_run(workdir)
+    predictor, which = load_predictor(workdir)
+    settings = dataclasses.replace(
+        run["config"], data_dir=data_dir, sam_mode="offline", sam_dir=_SAM_DIR.value, sam_slice_step=4, sam_axis=(2,),
+        sam_cache_dir=_CACHE.value, sam_prompts="auto", workdir=str(workdir / "sam_targets"),
+    )  # fmt: skip
+    Path(settings.workdir).mkdir(exist_ok=True)
+    sessions = sam_sessions(settings)
+    labelled = load_labelled(settings, run["labelled"], LabelLedger(workdir, run_id_of(run)).access("self_test"))
+    ensembles = {}
+    for name, way in WAYS.items():
+        config = dataclasses.replace(settings, sam_margin_vox=way.margin_vox, sam_trust=way.trust)
+        ensembles[name] = sam_ensemble(config, labelled, sessions)
+    cases = unlabelled_cases(run)[::every]
+    found: dict[str, dict[str, list[float]]] = {}
+    preprocessing = preprocessing_of(settings)
+    for number, case_id in enumerate(cases, start=1):
+        scan = load_volume(
+            find_case(data_dir, case_id), with_label=outside_runs("a benchmark"),
+            default_spacing_mm=settings.default_spacing_mm or None,
+        )  # fmt: skip
+        grid = preprocessing.to_training_grid(scan, settings.n_classes)
+        predicted = predictor.probs(grid.image)
+        truth = grid.label > 0
+        rows = {PREDICTION: {"dice": dice(predicted.argmax(axis=-1) > 0, truth)}}
+        for name, ensemble in ensembles.items():
+            way = WAYS[name]
+            said = ensemble.target(grid.image, predicted, key=case_id, spacing_mm=grid.spacing_mm)
+            probs, _ = fuse(said, predicted, way.fusion, SMOOTHING_VOX)
+            if way.fusion == "sam":
+                # Where SAM was not asked or has no answer the prediction stands, as it does in a mean.
+                probs = np.where((said.weight > 0)[..., None], probs, predicted)
+            rows[name] = {"dice": dice(probs.argmax(axis=-1) > 0, truth)} | {
+                score: said.scores.get(score, 0.0) for score in ("agreement", "weighted_share", "mean_weight")
+            }
+        for name, row in rows.items():
+            for score, value in row.items():
+                found.setdefault(name, {}).setdefault(score, []).append(round(float(value), 4))
+        logging.log_every_n_seconds(logging.INFO, "%d of %d scans.", 15, number, len(cases))
+    return {"model": which, "labelled": run["labelled"], "cases": cases, "ways": found, "machine": describe()}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown table of one run: mean Dice of each way's target, and the difference to the prediction, scan by scan."""
+    lines = [
+        f"{len(result['cases'])} unlabelled scans of {result['name']}",
+        "",
+        "| target | Dice % | scans better than the prediction | gain over it | SAM's share, weight |",
+        "|---|---|---|---|---|",
+    ]
+    before = result["ways"][PREDICTION]["dice"]
+    for name, scores in result["ways"].items():
+        gains = [100 * (a - b) for a, b in zip(scores["dice"], before, strict=True)]
+        cells = [name, f"{100 * statistics.mean(scores['dice']):.1f}", "-", "-", "-"]
+        if name != PREDICTION:
+            error = statistics.stdev(gains) / len(gains) ** 0.5
+            cells[2] = f"{sum(gain > 0 for gain in gains)}"
+            cells[3] = f"{statistics.mean(gains):+.2f} +- {error:.2f}"
+            share, weight = (statistics.mean(scores[score]) for score in ("weighted_share", "mean_weight"))
+            cells[4] = f"{share:.1%}, {weight:.2f}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Measures, unless there is nothing to run, and prints all tables."""
+    if argv[1:]:
+        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
+    if not _PRINT_ONLY.value:
+        if not (_WORKDIR.value and _DATA_DIR.value and _NAME.value):
+            raise app.UsageError("--workdir, --data_dir and --name are needed (or --print_only).")
+        result = {"name": _NAME.value} | measure(Path(_WORKDIR.value), _DATA_DIR.value, _EVERY.value)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        temporary = RESULTS / f".{_NAME.value}.json"
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        temporary.rename(RESULTS / f"{_NAME.value}.json")
+    for path in sorted(RESULTS.glob("*.json")):
+        sys.stdout.write(table(json.loads(path.read_text(encoding="utf-8"))) + "\n\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
