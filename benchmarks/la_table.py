@@ -71,8 +71,8 @@ METHODS = {
         for name, flags in _FRAMEWORKS.items()
     },
 }
-# The row that is a flagfile of its own, configs/la_N.flags: a longer run, not the table's budget.
-CONFIG = "config"
+# Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
+CONFIGS = {"config": (), "config_without_sam": ("--sam_dir=",)}
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ class Row:
     def train_command(self) -> list[str]:
         """Words after the interpreter, as shown in the table; --data_dir and folders are added by `run`."""
         common = [f"--exclude_cases={SCORING}", f"--labeled={self.labeled}", f"--seed={self.seed}"]
-        if self.method == CONFIG:
-            return ["-m", "semisam_tf.train", f"--flagfile=configs/la_{self.labeled}.flags", *common]
+        if self.method in CONFIGS:
+            flagfile = f"--flagfile=configs/la_{self.labeled}.flags"
+            return ["-m", "semisam_tf.train", flagfile, *common, *CONFIGS[self.method]]
         method = METHODS[self.method]
         if method.teacher:
             # A lone labelled scan needs no more than one place in the batch.
@@ -117,7 +118,7 @@ def train(row: Row, data_dir: str, runs: Path) -> dict[str, float]:
         f"--sam_cache_dir={runs}/sam_cache",
     ]
     seconds = {}
-    if row.method != CONFIG and (method := METHODS[row.method]).teacher:
+    if row.method in METHODS and (method := METHODS[row.method]).teacher:
         teacher = replace(row, method=method.teacher)
         train(teacher, data_dir, runs)
         # Rows share it, so that the clock may have run for another one.
@@ -171,7 +172,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
     seconds = train(row, data_dir, runs)
     score = [
         "-m", "semisam_tf.evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--cases={SCORING}",
-        *([] if row.method == CONFIG else _SCORED_BY),
+        *(_SCORED_BY if row.method in METHODS else ()),
     ]  # fmt: skip
     seconds["evaluate"] = command(score)
     targets = targets_of(row, runs)
@@ -207,7 +208,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    order = [*METHODS, CONFIG]
+    order = [*METHODS, *CONFIGS]
     results.sort(key=lambda r: (r["labeled"], order.index(r["method"]), r["seed"]))
     for (labeled, method), group in itertools.groupby(results, key=lambda r: (r["labeled"], r["method"])):
         lines.append(_line(labeled, method, list(group)))
@@ -241,7 +242,9 @@ def _line(labeled: int, method: str, runs: list[dict]) -> str:
         minutes = f"{statistics.mean(parts) / 60:.1f}"
         if "mean_weight" in said:
             taught += f", SAM on {said['weighted_share']:.1%}, {said['mean_weight']:.2f}"
-    shown_method = f"configs/la_{labeled}.flags" if method == CONFIG else method
+    shown_method = method
+    if method in CONFIGS:
+        shown_method = " ".join([f"configs/la_{labeled}.flags", *CONFIGS[method]])
     figures = [shown("dice", 100), shown("jaccard", 100), shown("hd95_mm"), shown("asd_mm")]
     return "| " + " | ".join([str(labeled), shown_method, str(len(runs)), *figures, taught, minutes]) + " |"
 
@@ -256,8 +259,8 @@ def main(argv: list[str]) -> None:
         rows = [
             Row(method, labeled, seed)
             for seed in _SEEDS.value
-            for method in (_METHODS.value or [*METHODS, CONFIG])
-            for labeled in (_LABELED.value or (["1", "2", "4"] if method == CONFIG else ["1", "4"]))
+            for method in (_METHODS.value or [*METHODS, *CONFIGS])
+            for labeled in (_LABELED.value or (["1", "2", "4"] if method == "config" else ["1", "4"]))
         ]
         for row in rows:
             if not (RESULTS / f"{row.name}.json").is_file():

@@ -64,9 +64,9 @@ def test_every_row_names_settings_that_exist(la_table, repo_root, monkeypatch, t
         own, sam = la_table.METHODS[f"{name}_own_targets"], la_table.METHODS[f"{name}_sam_targets"]
         assert (own.flags, own.teacher, own.targets) == (sam.flags, name, ())
         assert sam.targets[0] == "--sam_dir=models/sam_lite_medsam"
-    for method in [*la_table.METHODS, la_table.CONFIG]:
+    for method in [*la_table.METHODS, *la_table.CONFIGS]:
         row = la_table.Row(method, "1", "0")
         words = row.train_command()[2:]
-        if method != la_table.CONFIG and la_table.METHODS[method].teacher:
+        if method in la_table.METHODS and la_table.METHODS[method].teacher:
             words.append(f"--targets_dir={la_table.targets_of(row, tmp_path)}")
         validate(parse(Config, [*words, "--data_dir=d", "--workdir=w"], PRESETS))
