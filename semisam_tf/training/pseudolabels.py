@@ -10,22 +10,56 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from semisam_tf.atomic import write_json
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.hdf5 import replacing_h5
 from semisam_tf.data.itk import write_image
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
+from semisam_tf.options import OptionError
 from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
+
+MAKING_FILE = "making.json"
 
 
 def target_path(folder: Path, case_id: str) -> Path:
     """Where a case's target lies; case names may hold slashes, as in the case lists."""
     return folder / f"{case_id}.h5"
+
+
+def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
+    """Writes down how a folder's targets are made, or compares: those that are there are kept, so all must be alike.
+
+    Args:
+        making: JSON values by flag, or by what else decides a target.
+
+    Raises:
+        OptionError: The folder's targets were made otherwise; names everything that differs.
+    """
+    path = folder / MAKING_FILE
+    wanted = json.loads(json.dumps(making))
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    try:
+        there = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"Expected JSON in {path}. Received: {error}. Remove {folder} to make its targets anew."
+        ) from error
+    differing = [name for name in sorted({*wanted, *there}) if wanted.get(name) != there.get(name)]
+    if differing:
+        shown = "; ".join(f"{name}: {there.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
+        raise OptionError(
+            f"The targets in {folder} were made otherwise ({shown}): go on with the same, name another folder, or "
+            "remove this one to make them anew."
+        )
 
 
 def targets_sha256(folder: Path, case_ids: Sequence[str]) -> str:

@@ -23,10 +23,15 @@ from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
-from semisam_tf.training.pseudolabels import target_path, write_target
+from semisam_tf.training.pseudolabels import require_same_making, target_path, write_target
 from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 from semisam_tf.workdir import ROUNDS_FOLDER
 
+# Settings that decide what SAM says of a prediction.
+DECIDING = (
+    "sam_prompts", "sam_points", "sam_trust", "sam_axis", "sam_channel", "sam_margin_vox", "sam_min_area_vox",
+    "sam_slice_step",
+)  # fmt: skip
 # Apart enough that the rounds of neighbouring seeds never meet.
 _SEED_STRIDE = 1000
 
@@ -40,6 +45,9 @@ def train(config: Config) -> dict[str, Any]:
     Returns, raises: As `train_once` of the last round.
     """
     validate(config)
+    if config.rounds > 1:
+        # A SAM that is not to be had is said now, not after a round.
+        sam_sessions(config)
     targets_dir = config.targets_dir
     for number in range(1, config.rounds):
         earlier = earlier_round(config, number, targets_dir)
@@ -85,17 +93,23 @@ def make_targets(
         case_ids: The scans; their labels are not opened.
         labelled: Cases whose labels the trusts "prior" and "selftest" may look at.
         wanted: "student", "teacher", or "auto" for what the run decided.
+
+    Raises:
+        OptionError: The folder holds targets that were made otherwise.
     """
     missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
     if not missing:
         return
     predictor, which = load_predictor(workdir, wanted)
+    run_id, sessions = run_id_of(read_run(workdir)), sam_sessions(config)
+    deciding = {f"--{name}": getattr(config, name) for name in DECIDING} if sessions else {}
+    fusing = {"--sam_fusion": config.sam_fusion, "--sam_smoothing_vox": config.sam_smoothing_vox}
+    sams = [session.manifest.sha256 for session in sessions]
+    require_same_making(folder, {"run": run_id, "model": which, "SAM": sams, **deciding, **fusing})
     ensemble = None
-    if config.sam_folders():
-        ledger = LabelLedger(workdir, run_id_of(read_run(workdir)))
-        ensemble = sam_ensemble(
-            config, load_labelled(config, labelled, ledger.access("self_test")), sam_sessions(config)
-        )
+    if sessions:
+        access = LabelLedger(workdir, run_id).access("self_test")
+        ensemble = sam_ensemble(config, load_labelled(config, labelled, access), sessions)
     for number, case_id in enumerate(missing, start=1):
         (volume,) = load_unlabelled(config, [case_id])
         make_target(config, predictor, ensemble, volume, folder)

@@ -42,6 +42,20 @@ def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sa
     assert result["sam"]["sam_calls"] == 0
 
 
+def test_targets_made_otherwise_are_not_mixed_in(tiny_run, tiny_sam, tmp_path, capsys):
+    words = [f"--workdir={tiny_run}", f"--output={tmp_path / 'targets'}", f"--sam_dir={tiny_sam}", "--nonifti"]
+    assert pseudolabel.main([*words, "--sam_margin_vox=0,1"]) == 0
+    made = (tmp_path / "targets" / "case3.h5").read_bytes()
+    (tmp_path / "cases").write_text("case3\ncase4\n", encoding="utf-8")
+    words.append(f"--cases={tmp_path / 'cases'}")
+    assert pseudolabel.main([*words, "--sam_margin_vox=2"]) == 2
+    assert "--sam_margin_vox: [0, 1] there, [2] now" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "targets").glob("*.h5")] == ["case3.h5"]
+    assert pseudolabel.main([*words, "--sam_margin_vox=0,1"]) == 0
+    assert (tmp_path / "targets" / "case3.h5").read_bytes() == made
+    assert (tmp_path / "targets" / "case4.h5").is_file()
+
+
 def test_a_supervised_runs_unlabelled_cases_get_targets_without_being_named(tiny_run, tmp_path):
     assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--nonifti"]) == 0
     assert [path.name for path in tmp_path.glob("*.h5")] == ["case3.h5"]

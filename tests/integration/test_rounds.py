@@ -72,6 +72,12 @@ def test_a_missing_target_is_made_again_and_a_finished_run_is_left_alone(tiny_co
     np.testing.assert_array_equal(targets_of(tmp_path / "run")["case2"][0], before["case2"][0])
 
 
+def test_a_sam_that_is_not_there_is_said_before_the_first_round(tiny_cohort, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no_such_sam"):
+        train(config_of(tiny_cohort, tmp_path / "run", tmp_path / "no_such_sam"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_that_cannot_be():
     good = Config(data_dir="d", workdir="w", sam_mode="offline", rounds=2, sam_fusion="mean")
     validate(good)
