@@ -74,6 +74,9 @@ METHODS = {
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
 CONFIGS = {"config": (), "config_without_sam": ("--sam_dir=",)}
 
+# Where SAM teaches in the flagfile, and so something is to be left out.
+_DEFAULT_LABELED = {"config": ["1", "2", "4"], "config_without_sam": ["1"]}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -151,7 +154,7 @@ def target_scores(folder: Path, data_dir: str) -> dict[str, float]:
 
     config = read_run(folder.parent)["config"]
     found: dict[str, list[float]] = {}
-    for path in sorted(folder.glob("*.h5")):
+    for path in sorted(folder.glob("[!.]*.h5")):
         scan = load_volume(
             find_case(data_dir, path.stem), with_label=outside_runs("a benchmark"),
             default_spacing_mm=config.default_spacing_mm,
@@ -260,7 +263,7 @@ def main(argv: list[str]) -> None:
             Row(method, labeled, seed)
             for seed in _SEEDS.value
             for method in (_METHODS.value or [*METHODS, *CONFIGS])
-            for labeled in (_LABELED.value or (["1", "2", "4"] if method == "config" else ["1", "4"]))
+            for labeled in (_LABELED.value or _DEFAULT_LABELED.get(method, ["1", "4"]))
         ]
         for row in rows:
             if not (RESULTS / f"{row.name}.json").is_file():

@@ -49,6 +49,8 @@ WAYS = {
     },
 }
 PREDICTION = "prediction"
+# What self-training without SAM learns from, and so what SAM has to beat.
+SMOOTHED = "prediction, smoothed"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
 _NAME = flags.DEFINE_string("name", None, "Name of the result.")
@@ -67,7 +69,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     from semisam_tf.inference.predictor import load_predictor
     from semisam_tf.inference.run_folder import read_run, run_id_of, unlabelled_cases
     from semisam_tf.sam.fusion import fuse
-    from semisam_tf.sam.target import dice
+    from semisam_tf.sam.target import SamTarget, dice
     from semisam_tf.training.loop import load_labelled
     from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
@@ -84,7 +86,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     for name, way in WAYS.items():
         config = dataclasses.replace(settings, sam_margin_vox=way.margin_vox, sam_trust=way.trust)
         ensembles[name] = sam_ensemble(config, labelled, sessions)
-    cases = unlabelled_cases(run)[::every]
+    cases = unlabelled_cases(run, data_dir)[::every]
     found: dict[str, dict[str, list[float]]] = {}
     preprocessing = preprocessing_of(settings)
     for number, case_id in enumerate(cases, start=1):
@@ -95,7 +97,11 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
         grid = preprocessing.to_training_grid(scan, settings.n_classes)
         predicted = predictor.probs(grid.image)
         truth = grid.label > 0
-        rows = {PREDICTION: {"dice": dice(predicted.argmax(axis=-1) > 0, truth)}}
+        alone, _ = fuse(SamTarget.silent(predicted.shape), predicted, "mean", SMOOTHING_VOX)
+        rows = {
+            PREDICTION: {"dice": dice(predicted.argmax(axis=-1) > 0, truth)},
+            SMOOTHED: {"dice": dice(alone.argmax(axis=-1) > 0, truth)},
+        }
         for name, ensemble in ensembles.items():
             way = WAYS[name]
             said = ensemble.target(grid.image, predicted, key=case_id, spacing_mm=grid.spacing_mm)
@@ -114,18 +120,18 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown table of one run: mean Dice of each way's target, and the difference to the prediction, scan by scan."""
+    """Markdown table of one run: mean Dice of each way's target, and its gain scan by scan."""
     lines = [
         f"{len(result['cases'])} unlabelled scans of {result['name']}",
         "",
-        "| target | Dice % | scans better than the prediction | gain over it | SAM's share, weight |",
+        "| target | Dice % | scans better than the smoothed prediction | gain over it | SAM's share, weight |",
         "|---|---|---|---|---|",
     ]
-    before = result["ways"][PREDICTION]["dice"]
+    before = result["ways"][SMOOTHED]["dice"]
     for name, scores in result["ways"].items():
         gains = [100 * (a - b) for a, b in zip(scores["dice"], before, strict=True)]
         cells = [name, f"{100 * statistics.mean(scores['dice']):.1f}", "-", "-", "-"]
-        if name != PREDICTION:
+        if name not in (PREDICTION, SMOOTHED):
             error = statistics.stdev(gains) / len(gains) ** 0.5
             cells[2] = f"{sum(gain > 0 for gain in gains)}"
             cells[3] = f"{statistics.mean(gains):+.2f} +- {error:.2f}"

@@ -58,7 +58,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
         "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
     }
     settings = dataclasses.replace(run["config"], **changes)
-    cases = read_cases(config.cases) if config.cases else unlabelled_cases(run)
+    cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
     folder = Path(config.output)
     make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)
     if config.nifti:

@@ -63,7 +63,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
         sam_trust="one",
         sam_cache_dir=config.sam_cache_dir or str(output / "sam_cache"),
     )
-    cases = read_cases(config.cases) if config.cases else unlabelled_cases(run)
+    cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
     access = LabelLedger(workdir, run_id_of(run)).access("self_test")
     labelled = load_labelled(settings, run["labelled"], access)
     predictors = {which: load_predictor(workdir, which)[0] for which in ("student", "teacher")}

@@ -117,12 +117,15 @@ def check_time(
     if error:
         fix = "the train command would fail in the same way: change what it names"
         return [Finding(FAIL, "step time", f"a few steps of the run fail: {error}", fix)]
-    steps_s = times["first_step_s"] + config.max_steps * times["step_s"]
+    steps = config.max_steps + (config.rounds - 1) * (config.round_steps or config.max_steps)
+    steps_s = config.rounds * times["first_step_s"] + steps * times["step_s"]
     found = (
         f"{times['step_s']:.2f} s a step (mean of {times['steps']:.0f}; the first took {times['first_step_s']:.1f} s)"
     )
     findings = [Finding(OK, "step time", found)]
-    total_s, parts = steps_s, f"{config.max_steps} steps take {duration(steps_s)}"
+    total_s, parts = steps_s, f"{steps} steps take {duration(steps_s)}"
+    if config.rounds > 1:
+        parts += f" in {config.rounds} rounds; the targets between them are not counted"
     if work is not None and "view_s" in times:
         sam_s = work.seconds(times)
         total_s += sam_s

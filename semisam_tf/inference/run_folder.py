@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,23 @@ def read_run(workdir: Path) -> dict[str, Any]:
     return record | {"config": Config.from_dict(record["config"])}
 
 
-def unlabelled_cases(run: dict[str, Any]) -> list[str]:
+def unlabelled_cases(run: dict[str, Any], data_dir: str = "") -> list[str]:
     """Training cases of whose labels the run of `read_run` knows nothing.
 
     A plain supervised run loads no such case and its record names none; its lists are read again then.
 
+    Args:
+        run: From `read_run`.
+        data_dir: Where the scans are now; empty: where they were.
+
     Raises:
         OptionError: There is none.
     """
-    cases = list(run["unlabelled"] or split_of(run["config"]).unlabelled)
+    cases = list(run["unlabelled"])
+    if not cases:
+        config = dataclasses.replace(run["config"], data_dir=data_dir or run["config"].data_dir)
+        # By the record, too: a list that was edited since may call a scan unlabelled that the run learned from.
+        cases = [case for case in split_of(config).unlabelled if case not in run["labelled"]]
     if not cases:
         raise OptionError("--cases is needed: the run had no unlabelled cases.")
     return cases

@@ -45,6 +45,10 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
     path = folder / MAKING_FILE
     wanted = json.loads(json.dumps(making))
     if not path.is_file():
+        if any(folder.glob("*.h5")):
+            raise OptionError(
+                f"How the targets in {folder} were made is not on record: name another folder, or remove this one."
+            )
         write_json(path, wanted)
         return
     try:

@@ -12,26 +12,24 @@ from typing import Any
 
 from absl import logging
 
+from semisam_tf.atomic import locked, sweep
 from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
-from semisam_tf.data.volumes import Volume
+from semisam_tf.data.volumes import Volume, find_case
 from semisam_tf.inference.predictor import Predictor, load_predictor
 from semisam_tf.inference.run_folder import read_run, run_id_of
+from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
+from semisam_tf.training import record
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
 from semisam_tf.training.pseudolabels import require_same_making, target_path, write_target
-from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
+from semisam_tf.training.sam_setup import asking_of, sam_ensemble, sam_sessions
 from semisam_tf.workdir import ROUNDS_FOLDER
 
-# Settings that decide what SAM says of a prediction.
-DECIDING = (
-    "sam_prompts", "sam_points", "sam_trust", "sam_axis", "sam_channel", "sam_margin_vox", "sam_min_area_vox",
-    "sam_slice_step",
-)  # fmt: skip
 # Apart enough that the rounds of neighbouring seeds never meet.
 _SEED_STRIDE = 1000
 
@@ -46,8 +44,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     validate(config)
     if config.rounds > 1:
-        # A SAM that is not to be had is said now, not after a round.
-        sam_sessions(config)
+        _refuse_what_would_fail_later(config)
     targets_dir = config.targets_dir
     for number in range(1, config.rounds):
         earlier = earlier_round(config, number, targets_dir)
@@ -59,6 +56,22 @@ def train(config: Config) -> dict[str, Any]:
     if config.rounds > 1:
         logging.info("Round %d of %d.", config.rounds, config.rounds)
     return train_once(dataclasses.replace(config, targets_dir=targets_dir))
+
+
+def _refuse_what_would_fail_later(config: Config) -> None:
+    """Says now what else would be found after a round or two: the first looks at no SAM and at no unlabelled scan."""
+    record.check_same_run(config, {})
+    sam_sessions(config)
+    if config.quickstart_cohort and not (Path(config.data_dir) / "train.list").is_file():
+        return  # the first round makes it, and its scans are as they should be
+    unlabelled = split_of(config).unlabelled
+    if not unlabelled:
+        raise OptionError("No case is unlabelled, and --rounds learn from such: lower --labeled.")
+    for case_id in unlabelled:
+        find_case(config.data_dir, case_id)
+    (volume,) = load_unlabelled(config, unlabelled[:1])
+    if config.sam_folders() and config.sam_channel >= volume.image.shape[-1]:
+        raise OptionError(f"--sam_channel: expected less than the scans' {volume.image.shape[-1]} channels.")
 
 
 def earlier_round(config: Config, number: int, targets_dir: str) -> Config:
@@ -96,24 +109,30 @@ def make_targets(
 
     Raises:
         OptionError: The folder holds targets that were made otherwise.
+        RuntimeError: Another process writes targets there.
     """
-    missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
-    if not missing:
-        return
-    predictor, which = load_predictor(workdir, wanted)
-    run_id, sessions = run_id_of(read_run(workdir)), sam_sessions(config)
-    deciding = {f"--{name}": getattr(config, name) for name in DECIDING} if sessions else {}
-    fusing = {"--sam_fusion": config.sam_fusion, "--sam_smoothing_vox": config.sam_smoothing_vox}
-    sams = [session.manifest.sha256 for session in sessions]
-    require_same_making(folder, {"run": run_id, "model": which, "SAM": sams, **deciding, **fusing})
-    ensemble = None
-    if sessions:
-        access = LabelLedger(workdir, run_id).access("self_test")
-        ensemble = sam_ensemble(config, load_labelled(config, labelled, access), sessions)
-    for number, case_id in enumerate(missing, start=1):
-        (volume,) = load_unlabelled(config, [case_id])
-        make_target(config, predictor, ensemble, volume, folder)
-        logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
+    with locked(folder, "folder of targets"):
+        sweep(folder)
+        predictor, which = load_predictor(workdir, wanted)
+        run = read_run(workdir)
+        making: dict[str, Any] = {
+            "run": run_id_of(run),
+            "model": which,
+            **asking_of(config),
+            **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
+        }
+        require_same_making(folder, making)
+        missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
+        if not missing:
+            return
+        ensemble = None
+        if config.sam_folders():
+            access = LabelLedger(workdir, run_id_of(run)).access("self_test")
+            ensemble = sam_ensemble(config, load_labelled(config, labelled, access), sam_sessions(config))
+        for number, case_id in enumerate(missing, start=1):
+            (volume,) = load_unlabelled(config, [case_id])
+            make_target(config, predictor, ensemble, volume, folder)
+            logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
 
 
 def make_target(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.manifest import load_manifest
 from semisam_tf.sam.prompts import prompt_kinds
 from semisam_tf.sam.session import SamSession
 from semisam_tf.sam.trust import OrganPrior, parse
@@ -20,6 +22,11 @@ from semisam_tf.training.selftest import selftest_of
 
 # Settings that mean something for a SAM of slices only.
 _SLICE_FLAGS = ("sam_axis", "sam_margin_vox", "sam_slice_step", "sam_max_slices")
+
+_ASKING = (
+    "sam_prompts", "sam_points", "sam_trust", "sam_axis", "sam_channel", "sam_margin_vox", "sam_min_area_vox",
+    "sam_slice_step",
+)  # fmt: skip
 
 
 def sam_sessions(config: Config) -> list[SamSession]:
@@ -37,6 +44,19 @@ def sam_sessions(config: Config) -> list[SamSession]:
     for session in sessions:
         session.try_out(prompt_kinds(session.manifest, config.sam_prompts))
     return sessions
+
+
+def asking_of(config: Config) -> dict[str, Any]:
+    """What decides SAM's answer to a prediction, as JSON values: the models' files, and the settings by flag.
+
+    Raises:
+        FileNotFoundError, ValueError: A model's folder is not there or not as it was exported.
+    """
+    if not config.sam_folders():
+        return {"SAM": []}
+    settings = {f"--{name}": getattr(config, name) for name in _ASKING}
+    models = [load_manifest(folder).sha256 for folder in config.sam_folders()]
+    return json.loads(json.dumps({"SAM": models, **settings}))
 
 
 def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
@@ -70,7 +90,7 @@ def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSessi
     whole_scan = config.sam_mode != "online"
     ensemble = SamEnsemble(branches, trusts, prior, whole_scan)
     if "selftest" in trusts or config.sam_selftest:
-        found = selftest_of(config, ensemble, labelled)
+        found = selftest_of(config, ensemble, labelled, asking_of(config))
         if "selftest" in trusts and whole_scan:
             ensemble.scan_trust = found.trust
     return ensemble

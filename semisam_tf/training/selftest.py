@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -17,18 +18,23 @@ from semisam_tf.sam.selftest import SelfTest, run_selftest
 SELFTEST_FILE, SELFTEST_PICTURE = "sam_selftest.json", "sam_selftest.png"
 
 
-def selftest_of(config: Config, ensemble: SamEnsemble, labelled: list[Volume]) -> SelfTest:
-    """The run's self-test: from its workdir, or made now from the labelled scans and written there."""
+def selftest_of(config: Config, ensemble: SamEnsemble, labelled: list[Volume], asking: dict[str, Any]) -> SelfTest:
+    """The run's self-test: from its workdir, or made now from the labelled scans and written there.
+
+    Args:
+        asking: JSON values that decide what SAM says: a test that asked in another way is made anew.
+    """
     workdir = Path(config.workdir)
     path = workdir / SELFTEST_FILE
-    if path.is_file():
-        found = SelfTest.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if there.get("asking") == asking:
+        found = SelfTest.from_dict(there)
     else:
         logging.info("SAM self-test on %d labelled scans.", len(labelled))
         scans = [(v.case_id, v.image, v.label, v.spacing_mm) for v in labelled if v.label is not None]
         found = run_selftest(ensemble, scans, config.n_classes, config.seed)
         write_picture(workdir / SELFTEST_PICTURE, found)
-        write_json(path, found.to_dict())
+        write_json(path, found.to_dict() | {"asking": asking})
     logging.info("%s", found.verdict())
     return found
 

@@ -56,6 +56,12 @@ def test_targets_made_otherwise_are_not_mixed_in(tiny_run, tiny_sam, tmp_path, c
     assert (tmp_path / "targets" / "case4.h5").is_file()
 
 
+def test_targets_of_unknown_making_are_not_added_to(tiny_run, tmp_path, capsys):
+    (tmp_path / "case1.h5").write_bytes(b"by hand")
+    assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--nonifti"]) == 2
+    assert "is not on record" in capsys.readouterr().err
+
+
 def test_a_supervised_runs_unlabelled_cases_get_targets_without_being_named(tiny_run, tmp_path):
     assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--nonifti"]) == 0
     assert [path.name for path in tmp_path.glob("*.h5")] == ["case3.h5"]

@@ -78,6 +78,33 @@ def test_a_sam_that_is_not_there_is_said_before_the_first_round(tiny_cohort, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_what_later_rounds_would_refuse_is_said_before_the_first(tiny_cohort, tiny_sam, tmp_path):
+    config = config_of(tiny_cohort, tmp_path / "run", tiny_sam)
+    for changes, message in (
+        ({"labeled": "4"}, "No case is unlabelled"),
+        ({"sam_channel": 1}, "less than the scans' 1 channels"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            train(dataclasses.replace(config, **changes))
+    cases = tmp_path / "train.list"
+    cases.write_text("case0\ncase1\ngone\n", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        train(dataclasses.replace(config, train_list=str(cases)))
+    assert not (tmp_path / "run").exists()
+    # The folder of a run of another kind: its settings count before the first of three rounds.
+    train(dataclasses.replace(config, sam_mode="off", rounds=1, max_steps=1))
+    with pytest.raises(OptionError, match="--rounds=2"):
+        train(config)
+    assert not (tmp_path / "run" / "rounds").exists()
+
+
+def test_a_finished_run_is_not_taken_for_one_without_sam(tiny_cohort, tiny_sam, tmp_path):
+    config = config_of(tiny_cohort, tmp_path / "run", tiny_sam)
+    train(config)
+    with pytest.raises(OptionError, match="were made otherwise"):
+        train(dataclasses.replace(config, sam_dir=""))
+
+
 def test_settings_that_cannot_be():
     good = Config(data_dir="d", workdir="w", sam_mode="offline", rounds=2, sam_fusion="mean")
     validate(good)

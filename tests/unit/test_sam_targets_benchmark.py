@@ -1,4 +1,4 @@
-"""The table of SAM's targets compares scan by scan with the prediction that prompted SAM."""
+"""The table of SAM's targets compares scan by scan with what would be learned without SAM."""
 
 import pytest
 
@@ -11,13 +11,15 @@ def sam_targets(load_benchmark):
 def test_gains_are_paired_by_scan(sam_targets):
     said = {"agreement": [0.9] * 3, "weighted_share": [0.7, 0.7, 0.7], "mean_weight": [0.5, 0.6, 0.7]}
     ways = {
-        "prediction": {"dice": [0.8, 0.7, 0.9]},
+        "prediction": {"dice": [0.7, 0.7, 0.7]},
+        "prediction, smoothed": {"dice": [0.8, 0.7, 0.9]},
         "mean with SAM, margin 2": {"dice": [0.82, 0.74, 0.9]} | said,
     }
     lines = sam_targets.table({"name": "r", "cases": ["a", "b", "c"], "ways": ways}).splitlines()
     assert lines[0] == "3 unlabelled scans of r"
     assert lines[4:] == [
-        "| prediction | 80.0 | - | - | - |",
+        "| prediction | 70.0 | - | - | - |",
+        "| prediction, smoothed | 80.0 | - | - | - |",
         # Gains of 2, 4 and 0: their standard deviation is 2.
         "| mean with SAM, margin 2 | 82.0 | 2 | +2.00 +- 1.15 | 70.0%, 0.60 |",
     ]

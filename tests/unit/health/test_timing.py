@@ -54,6 +54,10 @@ def test_the_whole_run():
     assert run.found.startswith("about 2 min: 100 steps take 59 s, SAM adds about 40 s")
     (_, without) = check_time(CONFIG, {k: TIMES[k] for k in ("first_step_s", "step_s", "steps")}, "", None)
     assert without.found == "about 59 s: 100 steps take 59 s"
+    rounds = dataclasses.replace(CONFIG, sam_mode="offline", rounds=3, round_steps=40)
+    (_, of_rounds) = check_time(rounds, {k: TIMES[k] for k in ("first_step_s", "step_s", "steps")}, "", None)
+    # 3 x 9 + (100 + 2 x 40) x 0.5
+    assert of_rounds.found.startswith("about 2 min: 180 steps take 2 min in 3 rounds; the targets")
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.4, False), (1.4, False), (1.6, True), (9.0, True)])
