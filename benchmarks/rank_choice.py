@@ -34,7 +34,7 @@ def ranked(seed: str, data_dir: str, runs: Path) -> list[str]:
     """The unlabelled scans in the order in which they should be labelled."""
     row = Row("supervised", "1", seed)
     train(row, data_dir, runs)
-    output = runs / row.name / "rank"
+    output = runs / row.name / f"rank_{Path(_SAM.value).name or 'without_sam'}"
     if not (output / "rank.json").is_file():
         command(
             ["-m", "semisam_tf.rank", f"--workdir={runs / row.name}", f"--output={output}", f"--sam_dir={_SAM.value}",
@@ -113,8 +113,11 @@ def main(argv: list[str]) -> None:
             for number, case_id in enumerate(random_choices(order, seed, _DRAWS.value), start=1):
                 chosen[f"random_{number}_seed{seed}"] = case_id
             for name, case_id in chosen.items():
-                if not (RESULTS / f"{name}.json").is_file():
+                path = RESULTS / f"{name}.json"
+                if not path.is_file():
                     run(name, seed, case_id, order.index(case_id) + 1, values.data_dir, Path(values.runs))
+                elif json.loads(path.read_text(encoding="utf-8"))["labelled"][1] != case_id:
+                    raise app.UsageError(f"{path} is of another scan: the order was another. Remove it to go on.")
     sys.stdout.write(table() + "\n")
 
 
