@@ -14,7 +14,7 @@ _SAM_PANEL = "SAM's is its last target in training; slices that were not prompte
 _NO_SAM_PANEL = "SAM has no panel here: it makes targets of unlabelled training scans, and none of these cases is one."
 _NO_TARGETS = {
     "online": "SAM sees crops in this mode (online) and keeps no target of a scan; TensorBoard has the crops.",
-    "offline": "SAM's targets are files in this mode (offline), made by another run.",
+    "offline": "SAM's targets are files in this mode (offline), made before it, by an earlier round or by pseudolabel.",
 }
 _NOT_SCORED = "Not scored yet: "
 _EVALUATE = "python -m semisam_tf.evaluate --workdir=… --data_dir=… --cases=…"

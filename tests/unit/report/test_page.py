@@ -170,7 +170,7 @@ def test_sams_targets(make_run, report_of):
     online = report_of(make_run(SAM | {"sam_mode": "online"}, CASES, name="online"))
     assert "keeps no target of a scan" in online.text
     offline = report_of(make_run(SAM | {"sam_mode": "offline"}, CASES, name="offline"))
-    assert "made by another run" in offline.text
+    assert "made before it" in offline.text
 
 
 def change_run(workdir, **changes):
