@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "coarse_to_fine"
@@ -66,10 +66,7 @@ def run(name: str, runs: Path) -> None:
         **time_scans(workdir),
         "machine": describe(("keras", "numpy")),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{name}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(RESULTS / f"{name}.json")
+    keep(RESULTS / f"{name}.json", result)
 
 
 def time_scans(workdir: Path) -> dict[str, Any]:

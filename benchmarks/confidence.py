@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, keep
 
 RESULTS = Path(__file__).resolve().parent / "results" / "confidence"
 # Orders of the scans drawn for the p-value, all of them where there are fewer.
@@ -68,10 +68,7 @@ def measure(workdir: str, data_dir: str, cases: list[str]) -> dict[str, Any]:
 
 def write(result: dict[str, Any]) -> None:
     """One JSON per run."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{result['run']}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(RESULTS / f"{result['run']}.json")
+    keep(RESULTS / f"{result['run']}.json", result)
 
 
 def table() -> str:

@@ -37,7 +37,7 @@ from typing import Any
 import confidence
 import numpy as np
 from absl import app, flags
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "inference"
@@ -226,15 +226,12 @@ def measure(name: str, workdir: str, data_dir: str, cases: list[str], timed: int
 
 def write(result: dict[str, Any]) -> None:
     """One JSON per run and procedure. A timing without Dice keeps the Dice that is there, and the other way round."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{result['run']}_{result['procedure']}.json"
     if path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
         if len(old["dice"]) > len(result["dice"]):
             result |= {"dice": old["dice"], "mean_dice": old["mean_dice"]}
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    keep(path, result)
 
 
 def table() -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import h5py
 from absl import app, flags
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "la_table"
@@ -73,7 +73,6 @@ METHODS = {
 }
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
 CONFIGS = {"config": (), "config_without_sam": ("--sam_dir=",)}
-
 # Where SAM teaches in the flagfile, and so something is to be left out.
 _DEFAULT_LABELED = {"config": ["1", "2", "4"], "config_without_sam": ["1"]}
 
@@ -139,7 +138,7 @@ def train(row: Row, data_dir: str, runs: Path) -> dict[str, float]:
 def targets_of(row: Row, runs: Path) -> Path:
     """Folder of the targets that a row learned, in its last round, if it learned any from files."""
     workdir = runs / row.name
-    return max(workdir.glob("rounds/*/targets"), default=workdir / "targets")
+    return max(workdir.glob("rounds/*/targets"), key=lambda path: int(path.parent.name), default=workdir / "targets")
 
 
 def target_scores(folder: Path, data_dir: str) -> dict[str, float]:
@@ -198,10 +197,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         "versions": record["versions"],
         "machine": describe(),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{row.name}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(RESULTS / f"{row.name}.json")
+    keep(RESULTS / f"{row.name}.json", result)
 
 
 def table() -> str:

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and how it is kept."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result as JSON, whole or not at all."""
+    # Not at the top: a benchmark puts its own clone first on the path before it needs anything of the package.
+    from semisam_tf.atomic import write_json
+
+    write_json(path, result)
 
 
 def _processor() -> str:

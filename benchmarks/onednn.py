@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "onednn"
@@ -65,10 +64,7 @@ def main(argv: list[str]) -> None:
         "cpu_has": sorted(set(flags_of_cpu)),
         "machine": describe(("keras", "tensorflow-cpu")),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / ".step.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(RESULTS / "step.json")
+    keep(RESULTS / "step.json", result)
     sys.stdout.write(
         f"without oneDNN {statistics.median(without):.2f} s a step, with it {statistics.median(with_it):.2f} s: "
         f"{statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})\n"

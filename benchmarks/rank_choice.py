@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 from la_table import REPO, SCORING, Row, command, train
-from machine import describe
+from machine import describe, keep
 
 RESULTS = REPO / "benchmarks" / "results" / "rank_choice"
 FIRST = "first_choice"
@@ -72,10 +72,7 @@ def run(name: str, seed: str, case_id: str, rank: int, data_dir: str, runs: Path
         "git_commit": json.loads((workdir / "run.json").read_text(encoding="utf-8"))["git_commit"],
         "machine": describe(),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS / f".{name}.json"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(RESULTS / f"{name}.json")
+    keep(RESULTS / f"{name}.json", result)
 
 
 def table() -> str:

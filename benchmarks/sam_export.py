@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "sam_export"
@@ -251,10 +251,7 @@ def main(argv: list[str]) -> None:
         path = RESULTS / f"{name}.json"
         if _AGAIN.value or not path.is_file():
             result = measure(name, _TURNS.value, Path(_RUNS.value), _SCAN.value)
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".partial")
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            temporary.rename(path)
+            keep(path, result)
     sys.stdout.write(table() + "\n")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "sam_targets"
@@ -149,10 +149,7 @@ def main(argv: list[str]) -> None:
         if not (_WORKDIR.value and _DATA_DIR.value and _NAME.value):
             raise app.UsageError("--workdir, --data_dir and --name are needed (or --print_only).")
         result = {"name": _NAME.value} | measure(Path(_WORKDIR.value), _DATA_DIR.value, _EVERY.value)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        temporary = RESULTS / f".{_NAME.value}.json"
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        temporary.rename(RESULTS / f"{_NAME.value}.json")
+        keep(RESULTS / f"{_NAME.value}.json", result)
     for path in sorted(RESULTS.glob("*.json")):
         sys.stdout.write(table(json.loads(path.read_text(encoding="utf-8"))) + "\n\n")
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from machine import describe
+from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "serving"
@@ -260,14 +260,11 @@ def memory_row(run: str, row: dict[str, Any]) -> str:
 
 def write(result: dict[str, Any]) -> None:
     """One JSON per run; a part that was not measured stays as it is there."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{result['run']}.json"
     if path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
         result = old | result | {"machine": old["machine"] | result["machine"]}
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    keep(path, result)
 
 
 def measure(workdir: Path, cases: list[str], parts: list[str]) -> None:

@@ -43,13 +43,12 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
         OptionError: The folder's targets were made otherwise; names everything that differs.
     """
     path = folder / MAKING_FILE
-    wanted = json.loads(json.dumps(making))
     if not path.is_file():
         if any(folder.glob("*.h5")):
             raise OptionError(
                 f"How the targets in {folder} were made is not on record: name another folder, or remove this one."
             )
-        write_json(path, wanted)
+        write_json(path, making)
         return
     try:
         there = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -57,9 +56,9 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
         raise OptionError(
             f"Expected JSON in {path}. Received: {error}. Remove {folder} to make its targets anew."
         ) from error
-    differing = [name for name in sorted({*wanted, *there}) if wanted.get(name) != there.get(name)]
+    differing = [name for name in sorted({*making, *there}) if making.get(name) != there.get(name)]
     if differing:
-        shown = "; ".join(f"{name}: {there.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
+        shown = "; ".join(f"{name}: {there.get(name)!r} there, {making.get(name)!r} now" for name in differing)
         raise OptionError(
             f"The targets in {folder} were made otherwise ({shown}): go on with the same, name another folder, or "
             "remove this one to make them anew."

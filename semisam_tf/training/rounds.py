@@ -27,7 +27,7 @@ from semisam_tf.sam.target import SamTarget
 from semisam_tf.training import record
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
 from semisam_tf.training.pseudolabels import require_same_making, target_path, write_target
-from semisam_tf.training.sam_setup import asking_of, sam_ensemble, sam_sessions
+from semisam_tf.training.sam_setup import asking_of, looks_at_labels, sam_ensemble, sam_sessions
 from semisam_tf.workdir import ROUNDS_FOLDER
 
 # Apart enough that the rounds of neighbouring seeds never meet.
@@ -127,8 +127,10 @@ def make_targets(
             return
         ensemble = None
         if config.sam_folders():
-            access = LabelLedger(workdir, run_id_of(run)).access("self_test")
-            ensemble = sam_ensemble(config, load_labelled(config, labelled, access), sam_sessions(config))
+            scans = []
+            if looks_at_labels(config):
+                scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"))
+            ensemble = sam_ensemble(config, scans, sam_sessions(config))
         for number, case_id in enumerate(missing, start=1):
             (volume,) = load_unlabelled(config, [case_id])
             make_target(config, predictor, ensemble, volume, folder)

@@ -59,6 +59,11 @@ def asking_of(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps({"SAM": models, **settings}))
 
 
+def looks_at_labels(config: Config) -> bool:
+    """Whether how SAM is asked and trusted depends on the labelled scans."""
+    return config.sam_selftest or bool({"prior", "selftest"} & set(parse(config.sam_trust)))
+
+
 def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
     """A branch for each model, axis and margin that the settings name."""
     cache = None

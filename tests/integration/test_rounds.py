@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from semisam_tf.config import Config, validate
+from semisam_tf.data.label_access import read_ledger
 from semisam_tf.inference.run_folder import read_run
 from semisam_tf.options import OptionError
 from semisam_tf.training.rounds import train
@@ -39,6 +40,9 @@ def test_targets_of_the_first_round_teach_the_second(tiny_cohort, tiny_sam, tmp_
     result = train(config_of(tiny_cohort, with_sam, tiny_sam))
     train(config_of(tiny_cohort, alone, None))
     assert result["sam"]["taught_share"] > 0.5
+    # SAM is trusted by its own words here, so the targets opened no label.
+    purposes = {opening.purpose for opening in read_ledger(with_sam / "rounds" / "1").openings}
+    assert purposes == {"training"}
     assert read_run(with_sam / "rounds" / "1")["config"].max_steps == 2
     # Of the unlabelled three scans; the same first round, other targets where SAM has its say.
     assert sorted(targets_of(with_sam)) == sorted(targets_of(alone)) == ["case1", "case2", "case3"]
