@@ -337,10 +337,6 @@ def validate(config: Config) -> None:
             "--sam_mode=offline needs --targets_dir, as semisam_tf.pseudolabel writes it, or --rounds above 1.",
         ),
         (
-            config.coarse_to_fine and config.sam_mode == "offline",
-            "--coarse_to_fine: targets of --sam_mode=offline are of whole scans; choose another --sam_mode.",
-        ),
-        (
             config.rounds > 1 and not config.sam_folders() and config.sam_fusion == "sam",
             "--rounds: expected --sam_dir, or --sam_fusion=mean to learn from the predictions alone.",
         ),

@@ -13,7 +13,6 @@ from semisam_tf.options import OptionError, option, run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from semisam_tf.config import Config
     from semisam_tf.data.volumes import Volume
     from semisam_tf.inference.predictor import Predictor
     from semisam_tf.inference.ranking import Opinion
@@ -46,6 +45,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     from semisam_tf.inference.predictor import load_predictor
     from semisam_tf.inference.ranking import features_of, order
     from semisam_tf.inference.run_folder import read_run, run_id_of, unlabelled_cases
+    from semisam_tf.training.coarse import RegionCutter
     from semisam_tf.training.loop import load_labelled, load_unlabelled
     from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
 
@@ -65,12 +65,13 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     )
     cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
     access = LabelLedger(workdir, run_id_of(run)).access("self_test")
-    labelled = load_labelled(settings, run["labelled"], access)
     predictors = {which: load_predictor(workdir, which)[0] for which in ("student", "teacher")}
+    cut = RegionCutter(predictors["teacher"].locator)
+    labelled = load_labelled(settings, run["labelled"], access, cut)
     ensemble = sam_ensemble(settings, labelled, sam_sessions(settings)) if settings.sam_folders() else None
     opinions, masks = {}, {}
     for case_id in cases:
-        (volume,) = load_unlabelled(settings, [case_id])
+        (volume,) = load_unlabelled(settings, [case_id], cut)
         opinions[case_id], masks[case_id] = opinion_of(volume, predictors, ensemble)
     known = [features_of(v.image, v.label, v.spacing_mm) for v in labelled if v.label is not None]
     entries = [
@@ -78,7 +79,9 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
         for case_id, score in order(opinions, known)
     ]
     write_json(output / "rank.json", {"labelled": run["labelled"], "scans": entries})
-    _draw(settings, output, entries[: config.pictures], masks)
+    for place, entry in enumerate(entries[: config.pictures], start=1):
+        (volume,) = load_unlabelled(settings, [str(entry["case_id"])], cut)
+        _draw(output, place, entry, volume, masks[volume.case_id])
     return entries
 
 
@@ -103,15 +106,12 @@ def opinion_of(
     return Opinion(disagreement, features_of(volume.image, masks["teacher"], volume.spacing_mm)), masks["teacher"]
 
 
-def _draw(config: Config, output: Path, entries: list[dict[str, Any]], masks: dict[str, np.ndarray]) -> None:
+def _draw(output: Path, place: int, entry: dict[str, Any], volume: Volume, mask: np.ndarray) -> None:
     from semisam_tf.inference.picture import CasePicture, save_rows
-    from semisam_tf.training.loop import load_unlabelled
 
-    for place, entry in enumerate(entries, start=1):
-        (volume,) = load_unlabelled(config, [entry["case_id"]])
-        title = f"{place}: {entry['case_id']}\nscore {entry['score']:.3f}"
-        name = entry["case_id"].replace("/", "_")
-        save_rows(output / f"{place:03d}_{name}.png", [CasePicture(title, volume, masks[entry["case_id"]])])
+    title = f"{place}: {volume.case_id}\nscore {entry['score']:.3f}"
+    name = volume.case_id.replace("/", "_")
+    save_rows(output / f"{place:03d}_{name}.png", [CasePicture(title, volume, mask)])
 
 
 def rank_command(config: RankConfig) -> int:

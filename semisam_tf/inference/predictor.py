@@ -182,19 +182,23 @@ class Predictor:
     def mask_to_own_grid(self, mask: np.ndarray, volume: Volume) -> np.ndarray:
         """A mask uint8 [x, y, z] in the training grid of a scan, brought to the scan's own grid and axis order.
 
+        Of a coarse-to-fine run it is in the grid of the scan's region.
+
         Raises:
             ValueError: The mask is not on that grid.
         """
         order = self.axis_order(volume)
-        turned = order.apply_to(volume)
-        size = self.preprocessing.training_size(turned.size, turned.spacing_mm)
+        turned = order.apply_to(dataclasses.replace(volume, label=None))
+        region = self._region(turned)
+        size = self.preprocessing.training_size(region.size, turned.spacing_mm)
         if mask.shape != size:
             raise ValueError(
                 f"Expected a mask of case {volume.case_id!r} on the training grid, {size}. Received: {mask.shape}."
             )
         one_hot = np.eye(self.config.n_classes, dtype=np.float32)[mask]
-        probs = self.preprocessing.probs_to_own_grid(one_hot, turned.size)
-        return np.ascontiguousarray(order.inverse.apply(np.argmax(probs, axis=-1).astype(np.uint8)))
+        probs = self.preprocessing.probs_to_own_grid(one_hot, region.size)
+        own = region.paste(np.argmax(probs, axis=-1).astype(np.uint8), turned.size)
+        return np.ascontiguousarray(order.inverse.apply(own))
 
 
 def chosen_model(config: Config, wanted: str = "auto") -> str:

@@ -2,9 +2,9 @@
 
 It is a training like any other, with its checkpoints in `<workdir>/coarse`, so it resumes like any other. Its
 weights go to `<workdir>/coarse.weights.h5`; then every training scan is cut to its region. An unlabelled scan's region
-is what the coarse network finds in it. A labelled scan's is that united with the box of its label: the network has to
-see the surroundings that it will meet in prediction, and no labelled voxel may be lost. At test time labels are no part
-of it (`inference.region`).
+is what the coarse network finds in it, or found in the run that made its target, where targets are files. A labelled
+scan's is that united with the box of its label: the network has to see the surroundings that it will meet in
+prediction, and no labelled voxel may be lost. At test time labels are no part of it (`inference.region`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import load_network
 from semisam_tf.inference.region import COARSE_FOLDER, Locator, Region, RegionTally, box_around, coarse_settings
 from semisam_tf.inference.run_folder import read_result
+from semisam_tf.training.pseudolabels import target_region
 from semisam_tf.training.state import Training
 from semisam_tf.workdir import RESULT_FILE
 
@@ -52,8 +53,15 @@ class CoarseStage:
         self.tally = RegionTally()
 
     def crop(self, volume: Volume) -> Volume:
-        """A training scan, as loaded, cut to its region."""
-        region = training_region(self.locator.locate(volume), volume, self.config.region_margin_mm)
+        """A training scan, as loaded, cut to its region.
+
+        Raises:
+            FileNotFoundError, ValueError: An unlabelled scan has to have a target, and it has none of a region.
+        """
+        if volume.label is None and self.config.sam_mode == "offline":
+            region = target_region(Path(self.config.targets_dir), volume.case_id)
+        else:
+            region = training_region(self.locator.locate(volume), volume, self.config.region_margin_mm)
         self.tally.add(volume, region)
         return region.crop(volume)
 
@@ -69,6 +77,27 @@ def training_region(region: Region, volume: Volume, margin_mm: float) -> Region:
         return region
     of_label = box_around(volume.label > 0, volume.size, volume.spacing_mm, margin_mm)
     return region.united(of_label) if region.found else of_label
+
+
+class RegionCutter:
+    """Cuts scans as the training of a finished run cut them, and remembers where; they stay whole without `locator`.
+
+    Attributes:
+        regions: By case; None of those that stayed whole for want of a locator.
+    """
+
+    def __init__(self, locator: Locator | None) -> None:
+        self.locator = locator
+        self.regions: dict[str, Region | None] = {}
+
+    def __call__(self, volume: Volume) -> Volume:
+        """A scan as loaded, cut."""
+        if self.locator is None:
+            self.regions[volume.case_id] = None
+            return volume
+        region = training_region(self.locator.locate(volume), volume, self.locator.config.region_margin_mm)
+        self.regions[volume.case_id] = region
+        return region.crop(volume)
 
 
 def _train(config: Config, labelled: list[Volume], take_steps: Callable[[Training, TwoStream], None]) -> None:

@@ -1,14 +1,17 @@
 """Targets for unlabelled scans kept as files: made once from a trained network, and from SAM where one is given.
 
 One HDF5 file a scan, in the training grid: `probs` uint8 [x, y, z, K - 1], 255ths of the probability of each class but
-the background, and `weight` uint8 [x, y, z], 255ths of how far to trust it.
+the background, and `weight` uint8 [x, y, z], 255ths of how far to trust it. A coarse-to-fine run's targets are of the
+region where it looked, whose corners are the attribute `region`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from semisam_tf.data.hdf5 import replacing_h5
 from semisam_tf.data.itk import write_image
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
+from semisam_tf.inference.region import Region
 from semisam_tf.options import OptionError
 from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
 
@@ -73,57 +77,87 @@ def targets_sha256(folder: Path, case_ids: Sequence[str]) -> str:
     """
     digest = hashlib.sha256()
     for case_id in case_ids:
-        path = target_path(folder, case_id)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"Expected a target for case {case_id!r} at {path}: write them with python -m semisam_tf.pseudolabel, "
-                "or take the case out of the list."
-            )
-        digest.update(path.read_bytes())
+        digest.update(_existing(folder, case_id).read_bytes())
     return digest.hexdigest()
 
 
 def write_target(
-    folder: Path, case_id: str, probs: np.ndarray, weight: np.ndarray, scores: Mapping[str, float]
+    folder: Path,
+    case_id: str,
+    probs: np.ndarray,
+    weight: np.ndarray,
+    scores: Mapping[str, float],
+    region: Region | None = None,
 ) -> None:
     """Writes one target: probs float32 [x, y, z, K] summing to 1, weight float32 [x, y, z] in [0, 1].
 
     Args:
         scores: The numbers it was judged by, kept as the attribute `scores`, JSON.
+        region: Of a coarse-to-fine run, the part of the scan that the target is of.
     """
     target = as_bytes(probs, weight)
     with replacing_h5(target_path(folder, case_id)) as file:
         file.attrs["scores"] = json.dumps(dict(scores))
+        if region is not None:
+            file.attrs["region"] = json.dumps(dataclasses.asdict(region))
         file.create_dataset("probs", data=target.probs, compression="gzip", compression_opts=4)
         file.create_dataset("weight", data=target.weight, compression="gzip", compression_opts=4)
 
 
 def read_target(folder: Path, volume: Volume, n_classes: int) -> Target:
-    """The target of a scan in the training grid.
+    """The target of a scan in the training grid, cut to the target's region where it has one.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: The file is damaged, or is of another grid or number of classes.
     """
-    path = target_path(folder, volume.case_id)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a target for case {volume.case_id!r} at {path}: write them with python -m "
-            "semisam_tf.pseudolabel, or take the case out of the list."
-        )
-    try:
-        with h5py.File(path, "r") as file:
-            target = Target(file["probs"][()], file["weight"][()])
-    except (OSError, KeyError) as error:
-        raise ValueError(f"Expected a target that pseudolabel wrote in {path}. Received: {error}.") from error
+    with _opened(folder, volume.case_id) as file:
+        target, path = Target(file["probs"][()], file["weight"][()]), file.filename
     wanted = (*volume.size, n_classes - 1)
     if target.probs.shape != wanted or target.weight.shape != volume.size:
         raise ValueError(
             f"Expected a target of {n_classes} classes on the training grid {volume.size} in {path}; it was made with "
-            "another --training_spacing_mm, --n_classes or from another scan. "
+            "another --training_spacing_mm, --n_classes, --coarse_to_fine or from another scan. "
             f"Received: probs {target.probs.shape}, weight {target.weight.shape}."
         )
     return target
+
+
+def target_region(folder: Path, case_id: str) -> Region:
+    """The part of a scan, in its own voxels, that a coarse-to-fine run made the target of.
+
+    Raises:
+        FileNotFoundError: There is no target.
+        ValueError: The file is damaged, or the target is of a run that looks at whole scans.
+    """
+    with _opened(folder, case_id) as file:
+        if "region" not in file.attrs:
+            raise ValueError(
+                f"Expected the target of a coarse-to-fine run in {file.filename}, with the region that it is of: make "
+                "targets from such a run, or leave out --coarse_to_fine. Received: one of a whole scan."
+            )
+        corners = json.loads(file.attrs["region"])
+    return Region(tuple(corners["low"]), tuple(corners["high"]), corners["found"])
+
+
+def _existing(folder: Path, case_id: str) -> Path:
+    path = target_path(folder, case_id)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected a target for case {case_id!r} at {path}: write them with python -m semisam_tf.pseudolabel, or "
+            "take the case out of the list."
+        )
+    return path
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, case_id: str) -> Iterator[h5py.File]:
+    path = _existing(folder, case_id)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError) as error:
+        raise ValueError(f"Expected a target that pseudolabel wrote in {path}. Received: {error}.") from error
 
 
 def write_nifti(config: Config, folder: Path, case_id: str) -> None:
@@ -135,15 +169,18 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
         find_case(config.data_dir, case_id), with_label=False, default_spacing_mm=config.default_spacing_mm or None
     )
     preprocessing = preprocessing_of(config)
-    grid = preprocessing.to_training_grid(scan, config.n_classes)
+    region = target_region(folder, case_id) if config.coarse_to_fine else Region.whole(scan)
+    grid = preprocessing.to_training_grid(region.crop(scan), config.n_classes)
     target = read_target(folder, grid, config.n_classes)
     foreground = target.probs.astype(np.float32) / LEVELS
     probs = np.concatenate([1 - foreground.sum(axis=-1, keepdims=True), foreground], axis=-1)
     sure = (probs.max(axis=-1) - 1 / config.n_classes) / (1 - 1 / config.n_classes)
     trust = sure * target.weight.astype(np.float32) / LEVELS
-    own = preprocessing.probs_to_own_grid(np.concatenate([probs, trust[..., None]], axis=-1), scan.size)
-    save_mask(folder / f"{case_id}.nii.gz", own[..., :-1].argmax(axis=-1).astype(np.uint8), scan)
-    write_image(folder / f"{case_id}_trust.nii.gz", own[..., -1], scan.spacing_mm, scan.affine)
+    own = preprocessing.probs_to_own_grid(np.concatenate([probs, trust[..., None]], axis=-1), region.size)
+    mask = region.paste(own[..., :-1].argmax(axis=-1).astype(np.uint8), scan.size)
+    save_mask(folder / f"{case_id}.nii.gz", mask, scan)
+    # Nothing is said around the region, so it is trusted as little as where SAM and network disagree.
+    write_image(folder / f"{case_id}_trust.nii.gz", region.paste(own[..., -1], scan.size), scan.spacing_mm, scan.affine)
 
 
 class StoredTargets:

@@ -18,6 +18,7 @@ from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume, find_case
 from semisam_tf.inference.predictor import Predictor, load_predictor
+from semisam_tf.inference.region import Region
 from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
@@ -25,6 +26,7 @@ from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training import record
+from semisam_tf.training.coarse import RegionCutter
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
 from semisam_tf.training.pseudolabels import require_same_making, target_path, write_target
 from semisam_tf.training.sam_setup import asking_of, looks_at_labels, sam_ensemble, sam_sessions
@@ -125,22 +127,27 @@ def make_targets(
         missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
         if not missing:
             return
-        ensemble = None
+        ensemble, cut = None, RegionCutter(predictor.locator)
         if config.sam_folders():
             scans = []
             if looks_at_labels(config):
-                scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"))
+                scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"), cut)
             ensemble = sam_ensemble(config, scans, sam_sessions(config))
         for number, case_id in enumerate(missing, start=1):
-            (volume,) = load_unlabelled(config, [case_id])
-            make_target(config, predictor, ensemble, volume, folder)
+            (volume,) = load_unlabelled(config, [case_id], cut)
+            make_target(config, predictor, ensemble, volume, folder, cut.regions[case_id])
             logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
 
 
 def make_target(
-    config: Config, predictor: Predictor, ensemble: SamEnsemble | None, volume: Volume, folder: Path
+    config: Config,
+    predictor: Predictor,
+    ensemble: SamEnsemble | None,
+    volume: Volume,
+    folder: Path,
+    region: Region | None,
 ) -> None:
-    """Writes the target of one scan in the training grid."""
+    """Writes the target of one scan in the training grid, or of that part of it."""
     predicted = predictor.probs(volume.image)
     said = SamTarget.silent(predicted.shape)
     if ensemble is not None:
@@ -149,4 +156,4 @@ def make_target(
         except SamCallError as error:
             logging.warning("SAM failed on %s; its target is made without SAM: %s", volume.case_id, error)
     probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
-    write_target(folder, volume.case_id, probs, weight, said.scores)
+    write_target(folder, volume.case_id, probs, weight, said.scores, region)

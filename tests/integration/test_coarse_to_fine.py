@@ -12,12 +12,18 @@ import time
 import h5py
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tensorflow as tf
 
+from semisam_tf import pseudolabel, rank
+from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import find_case, load_volume
 from semisam_tf.evaluate import EvaluateConfig, evaluate
 from semisam_tf.inference.predictor import load_predictor
+from semisam_tf.sam.target import dice
 from semisam_tf.serving.save import SaveConfig, save
+from semisam_tf.training.pseudolabels import read_target, target_region
+from semisam_tf.training.targets import mask_of
 
 COMMON = [
     sys.executable, "-m", "semisam_tf.train", "--coarse_to_fine", "--coarse_spacing_mm=1.6,1.6,2",
@@ -152,3 +158,84 @@ def test_the_saved_model_looks_where_predict_looks(ball, tiny_cohort, tmp_path):
     blank = predictor.predict(dataclasses.replace(volume, image=np.zeros_like(volume.image)))
     assert bool(empty["located"]) == blank.region.found
     np.testing.assert_allclose(empty["foreground_probability"], blank.probs[..., 1], rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def targets(ball, tiny_sam, tmp_path_factory):
+    """Targets of the one unlabelled scan, from the run that finds the ball, with SAM and as NIfTI."""
+    folder = tmp_path_factory.mktemp("targets")
+    assert pseudolabel.main([f"--workdir={ball}", f"--output={folder}", f"--sam_dir={tiny_sam}"]) == 0
+    return folder
+
+
+def test_a_target_lies_in_its_region_and_its_mask_on_the_scan(ball, targets, tiny_cohort):
+    scan = load_volume(find_case(tiny_cohort, "case3"), with_label=outside_runs("a test"))
+    region = target_region(targets, "case3")
+    assert region.found
+    assert region.share(scan.size) < 0.8
+    predictor, _ = load_predictor(ball)
+    grid = predictor.preprocessing.to_training_grid(region.crop(scan), 2)
+    kept = mask_of(read_target(targets, grid, 2).probs)
+    assert dice(kept > 0, grid.label > 0) > 0.8
+    np.testing.assert_array_equal(
+        predictor.mask_to_own_grid(kept, scan)[region.place], kept, "where the run looks, that is where the target is"
+    )
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(targets / "case3.nii.gz"))).T
+    trust = sitk.GetArrayFromImage(sitk.ReadImage(str(targets / "case3_trust.nii.gz"))).T
+    assert mask.shape == trust.shape == scan.size
+    assert dice(mask > 0, scan.label > 0) > 0.8
+    outside = np.ones(scan.size, bool)
+    outside[region.place] = False
+    assert trust[outside].max() == 0 < trust[mask > 0].mean()
+
+
+def test_targets_teach_a_coarse_to_fine_run_where_they_lie(targets, tiny_cohort, tmp_path):
+    words = [*short(tiny_cohort, tmp_path / "run"), "--labeled=3", "--sam_mode=offline", f"--targets_dir={targets}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["sam"]["taught_share"] > 0.3
+    # The coarse network of four steps finds next to nothing; the target's run knew where the organ is.
+    assert "case3" not in result["coarse"]["taken_whole"]
+
+
+def test_targets_of_whole_scans_are_refused(tiny_run, tiny_cohort, tmp_path):
+    folder = tmp_path / "targets"
+    assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={folder}", "--nonifti"]) == 0
+    words = [*short(tiny_cohort, tmp_path / "run"), "--labeled=3", "--sam_mode=offline", f"--targets_dir={folder}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"Expected the target of a coarse-to-fine run in {folder}/case3.h5" in done.stderr
+
+
+def test_rounds_go_together_with_coarse_to_fine(tiny_cohort, tmp_path):
+    words = [
+        *short(tiny_cohort, tmp_path / "run"), "--method=supervised", "--sam_mode=offline", "--rounds=2",
+        "--sam_fusion=mean", "--round_steps=2",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.stem for path in (tmp_path / "run" / "rounds" / "1" / "targets").glob("*.h5")) == [
+        "case1", "case2", "case3"
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["sam"]["taught_share"] > 0.3
+
+
+def test_scans_are_ranked_by_their_regions(ball, tiny_cohort, tmp_path, monkeypatch):
+    seen, opinion_of = {}, rank.opinion_of
+
+    def watched(volume, predictors, ensemble):
+        seen[volume.case_id] = volume.size
+        return opinion_of(volume, predictors, ensemble)
+
+    monkeypatch.setattr(rank, "opinion_of", watched)
+    (tmp_path / "cases").write_text("case3\ncase4\n", encoding="utf-8")
+    words = [f"--workdir={ball}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'rank'}", "--pictures=1"]
+    assert rank.main(words) == 0
+    predictor, _ = load_predictor(ball)
+    for case_id, size in seen.items():
+        scan = load_volume(find_case(tiny_cohort, case_id), with_label=False)
+        region = predictor.predict(scan).region
+        assert size == region.size != scan.size
+    assert sorted(seen) == ["case3", "case4"]
+    assert len(list((tmp_path / "rank").glob("001_*.png"))) == 1
