@@ -20,8 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 from absl import app, flags
 from machine import describe, keep
+from scipy import stats
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "la_table"
@@ -71,6 +73,13 @@ METHODS = {
         for name, flags in _FRAMEWORKS.items()
     },
 }
+# Row -> the same with SAM.
+_PAIRS = [
+    *((name, f"{name}_sam") for name in ("mean_teacher", "ua_mt")),
+    *((f"{name}_own_targets", f"{name}_sam_targets") for name in _FRAMEWORKS),
+    *((name, f"{name}_sam_targets") for name in _FRAMEWORKS),
+    ("config_without_sam", "config"),
+]
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
 CONFIGS = {"config": (), "config_without_sam": ("--sam_dir=",)}
 # Where SAM teaches in the flagfile, and so something is to be left out.
@@ -214,6 +223,39 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def gains() -> str:
+    """Markdown table of what SAM adds, paired: the same scans, the same seeds, all else equal.
+
+    A scan's difference is the mean over the seeds that both rows have; the interval is Student's over the scans. It
+    says how sure the mean over such scans is for these seeds; other seeds differ by more, see the range of the means.
+    """
+    dice = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        dice[result["method"], result["labeled"], result["seed"]] = result["dice"]
+    lines = [
+        "| labelled | without | with | seeds | points gained | 95 % interval, scans | by seed | scans better |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for labeled in sorted({labeled for _, labeled, _ in dice}):
+        for before, after in _PAIRS:
+            seeds = sorted(s for m, n, s in dice if (m, n) == (after, labeled) and (before, labeled, s) in dice)
+            if not seeds:
+                continue
+            pairs = [(dice[before, labeled, seed], dice[after, labeled, seed]) for seed in seeds]
+            by_seed = np.array([[100 * (new[case] - old[case]) for case in sorted(old)] for old, new in pairs])
+            by_scan = by_seed.mean(axis=0)
+            low, high = stats.t.interval(0.95, len(by_scan) - 1, by_scan.mean(), stats.sem(by_scan))
+            figures = [
+                f"{by_scan.mean():+.1f}",
+                f"{low:+.1f} to {high:+.1f}",
+                ", ".join(f"{gain:+.1f}" for gain in by_seed.mean(axis=1)),
+                f"{(by_scan > 0).sum()} of {len(by_scan)}",
+            ]
+            lines.append("| " + " | ".join([str(labeled), before, after, str(len(seeds)), *figures]) + " |")
+    return "\n".join(lines)
+
+
 def _line(labeled: int, method: str, runs: list[dict]) -> str:
     def shown(name: str, scale: float = 1.0) -> str:
         means = [scale * run["mean"][name] for run in runs if run["mean"][name] is not None]
@@ -264,7 +306,7 @@ def main(argv: list[str]) -> None:
         for row in rows:
             if not (RESULTS / f"{row.name}.json").is_file():
                 run(row, _DATA_DIR.value, Path(_RUNS.value))
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write(f"{table()}\n\n{gains()}\n")
 
 
 if __name__ == "__main__":

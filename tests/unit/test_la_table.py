@@ -54,6 +54,25 @@ def test_targets_show_their_dice_and_what_sam_had_to_say(la_table, tmp_path):
     ]  # fmt: skip
 
 
+def test_gains_pair_scans_and_seeds(la_table, tmp_path):
+    """By hand: the differences are 10, 0, 2 points in seed 0 and 6, 4, 2 in seed 1, so 8, 2, 2 by scan."""
+    scans = {
+        ("supervised_own_targets", 0): (0.5, 0.7, 0.8), ("supervised_own_targets", 1): (0.5, 0.6, 0.8),
+        ("supervised_sam_targets", 0): (0.6, 0.7, 0.82), ("supervised_sam_targets", 1): (0.56, 0.64, 0.82),
+        # Of a seed that only one of them has.
+        ("supervised_sam_targets", 2): (0.1, 0.1, 0.1),
+    }  # fmt: skip
+    for (method, seed), values in scans.items():
+        row = result(method, 1, seed, 0.6) | {"dice": dict(zip("abc", values, strict=True))}
+        (tmp_path / f"{method}_{seed}.json").write_text(json.dumps(row), encoding="utf-8")
+    lines = la_table.gains().splitlines()
+    assert len(lines) == 3
+    # Mean 4, standard error 2, t of 2 degrees of freedom 4.303.
+    assert lines[2] == (
+        "| 1 | supervised_own_targets | supervised_sam_targets | 2 | +4.0 | -4.6 to +12.6 | +4.0, +4.0 | 3 of 3 |"
+    )
+
+
 def test_every_row_names_settings_that_exist(la_table, repo_root, monkeypatch, tmp_path):
     from semisam_tf.config import PRESETS, Config, validate
     from semisam_tf.options import parse
