@@ -39,7 +39,8 @@ class Audit:
         findings: What was compared.
         openings: Of this run.
         labelled, unlabelled: Cases, as the run says.
-        learned_from: Cases whose label was opened for anything but judging: the label budget.
+        learned_from: Cases whose label was opened for anything but judging, by this run or by those that made its
+            targets: the label budget.
         oracle: Whether labels prompted SAM.
         config: Settings of the run.
     """
@@ -103,15 +104,17 @@ def _audit_folder(workdir: Path, run: dict[str, Any], lists: dict[str, Any], on_
         tuple(lists["unlabelled"]),
         config=run["config"],
     )
-    learned_from = audit.opened_for(set(PURPOSES) - set(_JUDGING))
+    opened = audit.opened_for(set(PURPOSES) - set(_JUDGING))
+    rests_on = dict.fromkeys([*opened, *(run.get("targets_learned_from") or [])])
     audit = dataclasses.replace(
-        audit, learned_from=tuple(learned_from), oracle=bool(run.get("oracle_prompts") or run["config"].oracle_prompts)
+        audit, learned_from=tuple(rests_on), oracle=bool(run.get("oracle_prompts") or run["config"].oracle_prompts)
     )
     findings = [
         *_chain(workdir, run, reading),
         *_other_starts(others),
         *_labelled(audit),
         *_unlabelled(audit, on_file),
+        *_targets(audit, run),
         *_scoring(audit, workdir),
         *_oracle(audit, workdir),
     ]
@@ -200,6 +203,27 @@ def _unlabelled(audit: Audit, on_file: dict[str, bool] | None) -> Iterator[Findi
         there = sum(on_file.get(case, False) for case in untouched)
         text += f"; {there} of them have one on file" if there else "; none of them has one on file"
     yield Finding(OK, "unlabelled", text)
+
+
+def _targets(audit: Audit, run: dict[str, Any]) -> Iterator[Finding]:
+    """Labels that the run learned from by way of targets on file."""
+    if run["config"].sam_mode != "offline":
+        return
+    known = run.get("targets_learned_from")
+    if known is None:
+        yield Finding(
+            WARN, "targets", f"whose labels the targets of {run['config'].targets_dir or 'this run'} rest on is not on "
+            "record", "make them with semisam_tf.pseudolabel, which keeps it",
+        )  # fmt: skip
+        return
+    more = [case for case in known if case not in audit.labelled]
+    if more:
+        yield Finding(
+            FAIL, "leak", f"the targets rest on the labels of {_list(more)}, which run.json does not call labelled",
+            "count them among the labelled scans, or make targets from a run that learned from no others",
+        )  # fmt: skip
+    else:
+        yield Finding(OK, "targets", f"they rest on the labels of {_list(known)}")
 
 
 def _scoring(audit: Audit, workdir: Path) -> Iterator[Finding]:

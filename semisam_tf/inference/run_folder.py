@@ -10,7 +10,7 @@ from typing import Any
 from semisam_tf.config import Config
 from semisam_tf.data.splits import split_of
 from semisam_tf.options import OptionError
-from semisam_tf.workdir import RESULT_FILE, RUN_FILE
+from semisam_tf.workdir import RESULT_FILE, ROUNDS_FOLDER, RUN_FILE
 
 REMEDY = "Copy the run's folder again, name another, or train it anew."
 
@@ -24,9 +24,10 @@ def read_run(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / RUN_FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a training run in {workdir}: {path} is missing. Train it, or name another folder."
-        )
+        fix = "Train it, or name another folder."
+        if (workdir / ROUNDS_FOLDER).is_dir():
+            fix = f"Its last round has not begun; those before are runs of their own in {workdir / ROUNDS_FOLDER}."
+        raise FileNotFoundError(f"Expected a training run in {workdir}: {path} is missing. {fix}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -59,6 +60,11 @@ def unlabelled_cases(run: dict[str, Any], data_dir: str = "") -> list[str]:
     if not cases:
         raise OptionError("--cases is needed: the run had no unlabelled cases.")
     return cases
+
+
+def learned_from(run: dict[str, Any]) -> list[str]:
+    """Cases whose labels a run rests on: its labelled ones, and those that its targets on file were made from."""
+    return list(dict.fromkeys([*run["labelled"], *(run.get("targets_learned_from") or [])]))
 
 
 def read_result(workdir: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from semisam_tf.training.board import Board
 from semisam_tf.training.coarse import CoarseStage
 from semisam_tf.training.live_report import LiveReport
 from semisam_tf.training.oracle import OraclePrompts
-from semisam_tf.training.pseudolabels import targets_sha256
+from semisam_tf.training.pseudolabels import targets_learned_from, targets_sha256
 from semisam_tf.training.sam_setup import sam_sessions
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
@@ -131,6 +131,8 @@ def train_once(config: Config) -> dict[str, Any]:
         if config.sam_mode == "offline":
             facts["targets_sha256"] = targets_sha256(Path(config.targets_dir), split.unlabelled)
         record.check_same_run(config, facts)
+        if config.sam_mode == "offline":
+            facts["targets_learned_from"] = _origin_of_targets(config, split)
         logging.info("Reading scans of %s.", config.data_dir)
         ledger = LabelLedger(workdir, record.run_id(config))
         coarse = None
@@ -161,6 +163,18 @@ def train_once(config: Config) -> dict[str, Any]:
         result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})
         report.write_last()
         return result
+
+
+def _origin_of_targets(config: Config, split: Split) -> list[str] | None:
+    """Cases whose labels the targets rest on, for the record; says so where they are more than this run's."""
+    known = targets_learned_from(Path(config.targets_dir))
+    more = sorted({*(known or [])} - {*split.labelled})
+    if more:
+        logging.warning(
+            "The targets in %s rest on the labels of %d scans that this run does not call labelled: %s. They count in "
+            "the label budget.", config.targets_dir, len(more), ", ".join(more[:5]),
+        )  # fmt: skip
+    return known
 
 
 def _write_record(config: Config, facts: dict[str, Any], volumes: Sequence[Volume], ledger: LabelLedger) -> None:

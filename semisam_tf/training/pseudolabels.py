@@ -30,6 +30,8 @@ from semisam_tf.options import OptionError
 from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
 
 MAKING_FILE = "making.json"
+# Among the making: cases whose labels the targets rest on.
+LEARNED_FROM = "learned_from"
 
 
 def target_path(folder: Path, case_id: str) -> Path:
@@ -67,6 +69,12 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
             f"The targets in {folder} were made otherwise ({shown}): go on with the same, name another folder, or "
             "remove this one to make them anew."
         )
+
+
+def targets_learned_from(folder: Path) -> list[str] | None:
+    """Cases whose labels a folder's targets rest on; None where that is not on record."""
+    path = folder / MAKING_FILE
+    return json.loads(path.read_text(encoding="utf-8")).get(LEARNED_FROM) if path.is_file() else None
 
 
 def targets_sha256(folder: Path, case_ids: Sequence[str]) -> str:

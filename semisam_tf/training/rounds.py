@@ -19,7 +19,7 @@ from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume, find_case
 from semisam_tf.inference.predictor import Predictor, load_predictor
 from semisam_tf.inference.region import Region
-from semisam_tf.inference.run_folder import read_run, run_id_of
+from semisam_tf.inference.run_folder import learned_from, read_run, run_id_of
 from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
@@ -28,8 +28,9 @@ from semisam_tf.sam.target import SamTarget
 from semisam_tf.training import record
 from semisam_tf.training.coarse import RegionCutter
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
-from semisam_tf.training.pseudolabels import require_same_making, target_path, write_target
+from semisam_tf.training.pseudolabels import LEARNED_FROM, require_same_making, target_path, write_target
 from semisam_tf.training.sam_setup import asking_of, looks_at_labels, sam_ensemble, sam_sessions
+from semisam_tf.training.sam_teaching import MOST_FAILURES
 from semisam_tf.workdir import ROUNDS_FOLDER
 
 # Apart enough that the rounds of neighbouring seeds never meet.
@@ -120,6 +121,7 @@ def make_targets(
         making: dict[str, Any] = {
             "run": run_id_of(run),
             "model": which,
+            LEARNED_FROM: learned_from(run),
             **asking_of(config),
             **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
         }
@@ -133,9 +135,17 @@ def make_targets(
             if looks_at_labels(config):
                 scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"), cut)
             ensemble = sam_ensemble(config, scans, sam_sessions(config))
+        failures_in_a_row = 0
         for number, case_id in enumerate(missing, start=1):
             (volume,) = load_unlabelled(config, [case_id], cut)
-            make_target(config, predictor, ensemble, volume, folder, cut.regions[case_id])
+            error = make_target(config, predictor, ensemble, volume, folder, cut.regions[case_id])
+            failures_in_a_row = 0 if error is None else failures_in_a_row + 1
+            if failures_in_a_row >= MOST_FAILURES:
+                raise RuntimeError(
+                    f"Expected answers from SAM in {config.sam_dir}. Received: {failures_in_a_row} failures in a row, "
+                    f"the last for {case_id}: {error}. Mend that, remove the targets without SAM in {folder}, and give "
+                    "the same command again; or leave out --sam_dir."
+                ) from error
             logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
 
 
@@ -146,14 +156,16 @@ def make_target(
     volume: Volume,
     folder: Path,
     region: Region | None,
-) -> None:
-    """Writes the target of one scan in the training grid, or of that part of it."""
+) -> SamCallError | None:
+    """Writes the target of one scan in the training grid, or of that part of it; returns SAM's failure, if any."""
     predicted = predictor.probs(volume.image)
-    said = SamTarget.silent(predicted.shape)
+    said, failure = SamTarget.silent(predicted.shape), None
     if ensemble is not None:
         try:
             said = ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
         except SamCallError as error:
+            failure = error
             logging.warning("SAM failed on %s; its target is made without SAM: %s", volume.case_id, error)
     probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
     write_target(folder, volume.case_id, probs, weight, said.scores, region)
+    return failure

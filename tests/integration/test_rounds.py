@@ -9,8 +9,13 @@ import pytest
 
 from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import read_ledger
+from semisam_tf.findings import FAIL
+from semisam_tf.inference.label_audit import audit_run
 from semisam_tf.inference.run_folder import read_run
 from semisam_tf.options import OptionError
+from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.session import SamCallError
+from semisam_tf.training import rounds
 from semisam_tf.training.rounds import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -74,6 +79,37 @@ def test_a_missing_target_is_made_again_and_a_finished_run_is_left_alone(tiny_co
     (tmp_path / "run" / "rounds" / "1" / "targets" / "case2.h5").unlink()
     train(config)
     np.testing.assert_array_equal(targets_of(tmp_path / "run")["case2"][0], before["case2"][0])
+
+
+def test_targets_say_whose_labels_they_rest_on(tiny_cohort, tmp_path, caplog):
+    """A run with one label on targets of a run with two: the second label is in it, and on record."""
+    train(config_of(tiny_cohort, tmp_path / "two", None, labeled="2"))
+    targets = tmp_path / "two" / "rounds" / "1" / "targets"
+    run = read_run(tmp_path / "two")
+    assert run["targets_learned_from"] == run["labelled"] == ["case0", "case1"]
+    for name, cases in (("train.list", "case0\ncase2\ncase3\n"), ("labelled.list", "case0\n")):
+        (tmp_path / name).write_text(cases, encoding="utf-8")
+    one = config_of(
+        tiny_cohort, tmp_path / "one", None, rounds=1, round_steps=0, targets_dir=str(targets),
+        train_list=str(tmp_path / "train.list"), labeled=str(tmp_path / "labelled.list"),
+    )  # fmt: skip
+    train(one)
+    assert "rest on the labels of 1 scans that this run does not call labelled: case1" in caplog.text
+    assert read_run(tmp_path / "one")["targets_learned_from"] == ["case0", "case1"]
+    findings = audit_run(tmp_path / "one").findings
+    assert [f.found for f in findings if f.status == FAIL] == [
+        "the targets rest on the labels of case1, which run.json does not call labelled"
+    ]
+
+
+def test_a_sam_that_never_answers_stops_the_run(tiny_cohort, tiny_sam, tmp_path, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise SamCallError("out of memory")
+
+    monkeypatch.setattr(SamEnsemble, "target", broken)
+    monkeypatch.setattr(rounds, "MOST_FAILURES", 2)
+    with pytest.raises(RuntimeError, match="2 failures in a row, the last for case2: out of memory"):
+        train(config_of(tiny_cohort, tmp_path / "run", tiny_sam))
 
 
 def test_a_sam_that_is_not_there_is_said_before_the_first_round(tiny_cohort, tmp_path):

@@ -84,14 +84,16 @@ def of_two_rounds(workdir):
     write_run(first, ledger)
     write(first, "run.json", **(json.loads((first / "run.json").read_text(encoding="utf-8")) | {"unlabelled": []}))
     run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
-    write(workdir, "run.json", **(run | {"config": run["config"] | {"rounds": 2, "sam_mode": "offline"}}))
+    offline = run["config"] | {"rounds": 2, "sam_mode": "offline"}
+    write(workdir, "run.json", **(run | {"config": offline, "targets_learned_from": ["a", "b"]}))
     return workdir
 
 
 def test_every_round_is_audited(of_two_rounds):
     audit = audit_run(of_two_rounds)
     assert {f.status for f in audit.findings} == {OK}
-    assert [f.subject for f in audit.findings] == ["record", "labelled", "unlabelled", "scoring"] * 2
+    compared = ["record", "labelled", "unlabelled", "scoring"]
+    assert [f.subject for f in audit.findings] == [*compared, *compared[:3], "targets", *compared[3:]]
     assert audit.findings[2].found == "round 1: no label of 2 unlabelled cases was ever opened"
     assert budget(audit)["training"]["cases"] == {"a": 3, "b": 3}
 
@@ -102,6 +104,35 @@ def test_a_leak_in_an_earlier_round_is_one_of_the_run(of_two_rounds, purpose):
     (fault,) = by_subject(of_two_rounds, FAIL).values()
     assert fault.startswith("round 1: ")
     assert " c" in fault
+
+
+def with_targets_of(workdir, cases):
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    config = run["config"] | {"sam_mode": "offline", "targets_dir": "targets"}
+    write(workdir, "run.json", **(run | {"config": config, "targets_learned_from": cases}))
+
+
+@pytest.mark.parametrize("case", ["c", "z"])
+def test_labels_that_came_by_way_of_targets_are_a_leak(workdir, case):
+    with_targets_of(workdir, ["a", case])
+    assert f"the targets rest on the labels of {case}, which run.json" in by_subject(workdir, FAIL)["leak"]
+    assert audit_run(workdir).learned_from == ("a", "b", case)
+
+
+def test_scoring_a_case_whose_label_made_the_targets_is_caught(workdir):
+    with_targets_of(workdir, ["a", "e"])
+    assert "scored on scans whose label the run had used: e" in by_subject(workdir, FAIL)["scoring"]
+
+
+def test_targets_of_unknown_origin_are_said(workdir):
+    with_targets_of(workdir, None)
+    assert by_subject(workdir, WARN) == {"targets": "whose labels the targets of targets rest on is not on record"}
+
+
+def test_a_run_whose_last_round_has_not_begun_says_where_the_others_are(of_two_rounds):
+    (of_two_rounds / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="Its last round has not begun; those before are runs of their own in"):
+        audit_run(of_two_rounds)
 
 
 def test_a_round_that_is_gone_is_named(of_two_rounds):
