@@ -1,11 +1,12 @@
-"""What SAM's targets are worth: trusts, margins and fusion compared on the unlabelled scans of a finished run.
+"""What SAM's targets are worth: trusts, margins, axes and fusion compared on scans that a finished run has no label of.
 
     python benchmarks/sam_targets.py --workdir=runs/la_1/rounds/1 --data_dir=../shared/la --name=la_1_round_1
     python benchmarks/sam_targets.py --print_only
 
 The run's prediction prompts SAM as `semisam_tf.pseudolabel` does; the targets of each way of asking, trusting and
-fusing are held against the labels of the unlabelled scans. The labels are opened here only, after all training: this
-explains a choice, it does not make one. No network is trained; one JSON a run below benchmarks/results/sam_targets.
+fusing are held against the labels of the run's unlabelled scans, or of those in the list --cases. The labels are opened
+here only, after all training. Of unlabelled scans this explains a choice and does not make one; choices are made on the
+development scans, `--cases=configs/la_dev.list`. No network is trained; one JSON a run below benchmarks/results/sam_targets.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ SMOOTHING_VOX = 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How SAM is asked (boxes with these margins), how far it is believed, and what becomes the target."""
+    """How SAM is asked (boxes with these margins, slices across these axes), how far believed, and how fused."""
 
     margin_vox: tuple[int, ...]
     trust: str
     fusion: str = "mean"
+    axis: tuple[int, ...] = (2,)
 
 
 WAYS = {
@@ -47,6 +49,8 @@ WAYS = {
         f"mean with SAM, margins fused, trust {trust}": Way((0, 2, 4), trust)
         for trust in ("one", "iou", "prediction", "continuity", "agreement", "prior", "selftest")
     },
+    **{f"mean with SAM, margins fused, axis {axis}": Way((0, 2, 4), "agreement", axis=(axis,)) for axis in (0, 1)},
+    "mean with SAM, margins and three axes fused": Way((0, 2, 4), "agreement", axis=(0, 1, 2)),
 }
 PREDICTION = "prediction"
 # What self-training without SAM learns from, and so what SAM has to beat.
@@ -56,7 +60,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
 _NAME = flags.DEFINE_string("name", None, "Name of the result.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans and their labels.")
 _SAM_DIR = flags.DEFINE_string("sam_dir", "models/sam_lite_medsam", "SAM export.")
-_EVERY = flags.DEFINE_integer("every", 3, "Every so manieth unlabelled scan is looked at.")
+_CASES = flags.DEFINE_string("cases", None, "File of cases to look at instead of the run's unlabelled ones.")
+_EVERY = flags.DEFINE_integer("every", 3, "Every so manieth of the scans is looked at.")
 _CACHE = flags.DEFINE_string("sam_cache_dir", "runs/sam_cache", "SAM's embeddings.")
 _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 
@@ -65,6 +70,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     """Dice of every way's target, scan by scan, with what SAM said of itself."""
     from semisam_tf.data.label_access import LabelLedger, outside_runs
     from semisam_tf.data.preprocess import preprocessing_of
+    from semisam_tf.data.splits import read_cases
     from semisam_tf.data.volumes import find_case, load_volume
     from semisam_tf.inference.predictor import load_predictor
     from semisam_tf.inference.run_folder import read_run, run_id_of, unlabelled_cases
@@ -76,7 +82,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     run = read_run(workdir)
     predictor, which = load_predictor(workdir)
     settings = dataclasses.replace(
-        run["config"], data_dir=data_dir, sam_mode="offline", sam_dir=_SAM_DIR.value, sam_slice_step=4, sam_axis=(2,),
+        run["config"], data_dir=data_dir, sam_mode="offline", sam_dir=_SAM_DIR.value, sam_slice_step=4,
         sam_cache_dir=_CACHE.value, sam_prompts="auto", workdir=str(workdir / "sam_targets"),
     )  # fmt: skip
     Path(settings.workdir).mkdir(exist_ok=True)
@@ -84,9 +90,9 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     labelled = load_labelled(settings, run["labelled"], LabelLedger(workdir, run_id_of(run)).access("self_test"))
     ensembles = {}
     for name, way in WAYS.items():
-        config = dataclasses.replace(settings, sam_margin_vox=way.margin_vox, sam_trust=way.trust)
+        config = dataclasses.replace(settings, sam_margin_vox=way.margin_vox, sam_trust=way.trust, sam_axis=way.axis)
         ensembles[name] = sam_ensemble(config, labelled, sessions)
-    cases = unlabelled_cases(run, data_dir)[::every]
+    cases = (read_cases(_CASES.value) if _CASES.value else unlabelled_cases(run, data_dir))[::every]
     found: dict[str, dict[str, list[float]]] = {}
     preprocessing = preprocessing_of(settings)
     for number, case_id in enumerate(cases, start=1):
@@ -116,13 +122,21 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
             for score, value in row.items():
                 found.setdefault(name, {}).setdefault(score, []).append(round(float(value), 4))
         logging.log_every_n_seconds(logging.INFO, "%d of %d scans.", 15, number, len(cases))
-    return {"model": which, "labelled": run["labelled"], "cases": cases, "ways": found, "machine": describe()}
+    kind = "development" if _CASES.value else "unlabelled"
+    return {
+        "kind": kind,
+        "model": which,
+        "labelled": run["labelled"],
+        "cases": cases,
+        "ways": found,
+        "machine": describe(),
+    }
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown table of one run: mean Dice of each way's target, and its gain scan by scan."""
     lines = [
-        f"{len(result['cases'])} unlabelled scans of {result['name']}",
+        f"{len(result['cases'])} {result.get('kind', 'unlabelled')} scans of {result['name']}",
         "",
         "| target | Dice % | scans better than the smoothed prediction | gain over it | SAM's share, weight |",
         "|---|---|---|---|---|",
