@@ -6,7 +6,8 @@
 The run's prediction prompts SAM as `semisam_tf.pseudolabel` does; the targets of each way of asking, trusting and
 fusing are held against the labels of the run's unlabelled scans, or of those in the list --cases. The labels are opened
 here only, after all training. Of unlabelled scans this explains a choice and does not make one; choices are made on the
-development scans, `--cases=configs/la_dev.list`. No network is trained; one JSON a run below benchmarks/results/sam_targets.
+development scans, `--cases=configs/la_dev.list`. No network is trained; one JSON a run below
+benchmarks/results/sam_targets.
 """
 
 from __future__ import annotations

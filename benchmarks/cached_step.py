@@ -1,0 +1,113 @@
+"""What a training step with cached SAM targets costs: the same steps with and without SAM, taking turns in one process.
+
+    python benchmarks/cached_step.py --workdir=runs/la_table/supervised_n1_seed0 --data_dir=../shared/la
+
+Mean teacher on the batches of configs/la_table.flags, with the weights of a finished run, so that SAM is prompted as in
+the middle of one. Embeddings are on disk already. A step in which no scan's target is due only cuts targets out; a scan
+is due every `sam_refresh_visits` visits, a step visits two, so that the mean step costs that and a share of a target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from machine import describe, keep
+
+REPO = Path(__file__).resolve().parent.parent
+RESULT = REPO / "benchmarks" / "results" / "cached_step.json"
+sys.path.insert(0, str(REPO))
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run whose weights are taken.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the scans.")
+_CACHE = flags.DEFINE_string("sam_cache_dir", "runs/sam_cache", "SAM's embeddings.")
+_SCANS = flags.DEFINE_integer("scans", 6, "Unlabelled scans: few, so that targets fall due.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps of a turn.")
+_TURNS = flags.DEFINE_integer("turns", 6, "Turns of both.")
+_PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
+
+_EVERY_SO_MANY_VISITS = (10, 50)
+
+
+def measure(workdir: Path, data_dir: str, scans: int, steps: int, turns: int) -> dict[str, Any]:
+    """Seconds of every step, with how many targets were made in it."""
+    from semisam_tf.config import PRESETS, Config
+    from semisam_tf.data.batches import stream_of
+    from semisam_tf.data.label_access import outside_runs
+    from semisam_tf.data.splits import Split, split_of
+    from semisam_tf.options import parse
+    from semisam_tf.training.loop import load_data
+    from semisam_tf.training.sam_setup import sam_sessions
+    from semisam_tf.training.state import Training
+
+    words = [
+        "--flagfile=configs/la_table.flags", "--labeled=1", "--method=mean_teacher", f"--data_dir={data_dir}",
+        "--exclude_cases=configs/la_dev.list", f"--sam_cache_dir={_CACHE.value}", "--sam_mode=cached",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        cached = dataclasses.replace(parse(Config, words, PRESETS), workdir=folder)
+        split = split_of(cached)
+        cases = Split(split.labelled, split.unlabelled[:scans])
+        loaded = load_data(cached, cases, outside_runs("a benchmark"))
+        trainings = {}
+        for name, config in {"without": dataclasses.replace(cached, sam_mode="off"), "cached": cached}.items():
+            training = Training.build(config, loaded[0][0].image.shape[-1], *loaded, sam_sessions(config))
+            for which, network in training.networks().items():
+                network.load_weights(workdir / f"{which}.weights.h5")
+            trainings[name] = training
+        found: dict[str, list[tuple[float, int]]] = {name: [] for name in trainings}
+        for turn in range(turns + 1):
+            for name, training in trainings.items():
+                stream = stream_of(training.config, *loaded)
+                batches = [stream.batch(training.step + i) for i in range(steps)]
+                for batch in batches:
+                    before, began_s = _targets(training), time.perf_counter()
+                    training.take_step(batch)["total"].numpy()
+                    taken_s = time.perf_counter() - began_s
+                    # The first turn traces, and fills the cache.
+                    if turn:
+                        found[name].append((round(taken_s, 4), _targets(training) - before))
+    return {name: {"step_s": [s for s, _ in rows], "targets": [n for _, n in rows]} for name, rows in found.items()}
+
+
+def _targets(training: Any) -> int:
+    return 0 if training.sam is None else int(training.sam.totals["targets"])
+
+
+def table(result: dict[str, Any]) -> str:
+    """What the seconds say, as lines."""
+    without = statistics.median(result["without"]["step_s"])
+    rows = list(zip(result["cached"]["step_s"], result["cached"]["targets"], strict=True))
+    cutting = statistics.median(taken_s for taken_s, made in rows if not made)
+    target = statistics.median((taken_s - cutting) / made for taken_s, made in rows if made)
+    lines = [
+        f"a step without SAM {without:.3f} s; with cached targets, none due, {cutting:.3f} s: {cutting / without:.2f} "
+        f"times; a target, its embeddings on disk, {target:.2f} s",
+    ]
+    for visits in _EVERY_SO_MANY_VISITS:
+        mean = cutting + 2 * target / visits
+        lines.append(f"a target every {visits} visits: {mean / without:.2f} times the step without SAM")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Measures, writes the JSON, prints."""
+    if argv[1:]:
+        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
+    if not _PRINT_ONLY.value:
+        if not (_WORKDIR.value and _DATA_DIR.value):
+            raise app.UsageError("--workdir and --data_dir are needed.")
+        result = measure(Path(_WORKDIR.value), _DATA_DIR.value, _SCANS.value, _STEPS.value, _TURNS.value)
+        keep(RESULT, result | {"machine": describe(("keras", "tensorflow-cpu", "onnxruntime"))})
+    sys.stdout.write(table(json.loads(RESULT.read_text(encoding="utf-8"))) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
