@@ -22,7 +22,7 @@ from absl import app, flags
 from machine import describe, keep
 
 REPO = Path(__file__).resolve().parent.parent
-RESULT = REPO / "benchmarks" / "results" / "cached_step.json"
+RESULTS = REPO / "benchmarks" / "results" / "cached_step"
 sys.path.insert(0, str(REPO))
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run whose weights are taken.")
@@ -105,8 +105,8 @@ def main(argv: list[str]) -> None:
         if not (_WORKDIR.value and _DATA_DIR.value):
             raise app.UsageError("--workdir and --data_dir are needed.")
         result = measure(Path(_WORKDIR.value), _DATA_DIR.value, _SCANS.value, _STEPS.value, _TURNS.value)
-        keep(RESULT, result | {"machine": describe(("keras", "tensorflow-cpu", "onnxruntime"))})
-    sys.stdout.write(table(json.loads(RESULT.read_text(encoding="utf-8"))) + "\n")
+        keep(RESULTS / "mean_teacher.json", result | {"machine": describe(("keras", "tensorflow-cpu", "onnxruntime"))})
+    sys.stdout.write(table(json.loads((RESULTS / "mean_teacher.json").read_text(encoding="utf-8"))) + "\n")
 
 
 if __name__ == "__main__":
