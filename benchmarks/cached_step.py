@@ -2,9 +2,10 @@
 
     python benchmarks/cached_step.py --workdir=runs/la_table/supervised_n1_seed0 --data_dir=../shared/la
 
-Mean teacher on the batches of configs/la_table.flags, with the weights of a finished run, so that SAM is prompted as in
-the middle of one. Embeddings are on disk already. A step in which no scan's target is due only cuts targets out; a scan
-is due every `sam_refresh_visits` visits, a step visits two, so that the mean step costs that and a share of a target.
+Mean teacher on the batches of configs/la_table.flags, deterministic and prepared by threads as in a run, with the
+weights of a finished one, so that SAM is prompted as in the middle of it. A step in which no scan's target is due only
+cuts targets out; a scan is due every `sam_refresh_visits` visits, a step visits two, so that the mean step costs that
+and a share of a target. Steps in which a slice had to be encoded, which is once for ever, are left out.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ _EVERY_SO_MANY_VISITS = (10, 50)
 
 def measure(workdir: Path, data_dir: str, scans: int, steps: int, turns: int) -> dict[str, Any]:
     """Seconds of every step, with how many targets were made in it."""
+    import keras
+    import tensorflow as tf
+
     from semisam_tf.config import PRESETS, Config
-    from semisam_tf.data.batches import stream_of
+    from semisam_tf.data.batches import Prefetcher, stream_of
     from semisam_tf.data.label_access import outside_runs
     from semisam_tf.data.splits import Split, split_of
     from semisam_tf.options import parse
@@ -51,6 +55,8 @@ def measure(workdir: Path, data_dir: str, scans: int, steps: int, turns: int) ->
         "--flagfile=configs/la_table.flags", "--labeled=1", "--method=mean_teacher", f"--data_dir={data_dir}",
         "--exclude_cases=configs/la_dev.list", f"--sam_cache_dir={_CACHE.value}", "--sam_mode=cached",
     ]  # fmt: skip
+    keras.utils.set_random_seed(0)
+    tf.config.experimental.enable_op_determinism()
     with tempfile.TemporaryDirectory() as folder:
         cached = dataclasses.replace(parse(Config, words, PRESETS), workdir=folder)
         split = split_of(cached)
@@ -62,31 +68,40 @@ def measure(workdir: Path, data_dir: str, scans: int, steps: int, turns: int) ->
             for which, network in training.networks().items():
                 network.load_weights(workdir / f"{which}.weights.h5")
             trainings[name] = training
-        found: dict[str, list[tuple[float, int]]] = {name: [] for name in trainings}
+        found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in trainings}
         for turn in range(turns + 1):
             for name, training in trainings.items():
-                stream = stream_of(training.config, *loaded)
-                batches = [stream.batch(training.step + i) for i in range(steps)]
-                for batch in batches:
-                    before, began_s = _targets(training), time.perf_counter()
-                    training.take_step(batch)["total"].numpy()
-                    taken_s = time.perf_counter() - began_s
-                    # The first turn traces, and fills the cache.
-                    if turn:
-                        found[name].append((round(taken_s, 4), _targets(training) - before))
-    return {name: {"step_s": [s for s, _ in rows], "targets": [n for _, n in rows]} for name, rows in found.items()}
+                stream, first = stream_of(training.config, *loaded), training.step
+                with Prefetcher(stream.batch, first, first + steps, workers=training.config.data_workers) as prefetcher:
+                    began_s = time.perf_counter()
+                    for _, batch in prefetcher:
+                        before = _counts(training)
+                        training.take_step(batch)["total"].numpy()
+                        ended_s = time.perf_counter()
+                        made = [after - old for after, old in zip(_counts(training), before, strict=True)]
+                        # The first turn traces, and encodes most slices.
+                        if turn:
+                            found[name].append((round(ended_s - began_s, 4), *made))
+                        began_s = ended_s
+    return {
+        name: dict(zip(("step_s", "targets", "slices_encoded"), map(list, zip(*rows, strict=True)), strict=True))
+        for name, rows in found.items()
+    }
 
 
-def _targets(training: Any) -> int:
-    return 0 if training.sam is None else int(training.sam.totals["targets"])
+def _counts(training: Any) -> tuple[int, int]:
+    if training.sam is None:
+        return 0, 0
+    return int(training.sam.totals["targets"]), int(training.sam.totals["slices_encoded"])
 
 
 def table(result: dict[str, Any]) -> str:
     """What the seconds say, as lines."""
     without = statistics.median(result["without"]["step_s"])
-    rows = list(zip(result["cached"]["step_s"], result["cached"]["targets"], strict=True))
-    cutting = statistics.median(taken_s for taken_s, made in rows if not made)
-    target = statistics.median((taken_s - cutting) / made for taken_s, made in rows if made)
+    cached = result["cached"]
+    rows = list(zip(cached["step_s"], cached["targets"], cached["slices_encoded"], strict=True))
+    cutting = statistics.median(taken_s for taken_s, made, _ in rows if not made)
+    target = statistics.median((taken_s - cutting) / made for taken_s, made, encoded in rows if made and not encoded)
     lines = [
         f"a step without SAM {without:.3f} s; with cached targets, none due, {cutting:.3f} s: {cutting / without:.2f} "
         f"times; a target, its embeddings on disk, {target:.2f} s",

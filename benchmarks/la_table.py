@@ -86,7 +86,7 @@ _PAIRS = [
     *(("supervised", name) for name in _ABLATIONS),
     *((name, f"{name}_sam") for name in ("mean_teacher", "ua_mt")),
     *((f"{name}_own_targets", f"{name}_sam_targets") for name in _FRAMEWORKS),
-    *((name, f"{name}_sam_targets") for name in _FRAMEWORKS),
+    *((name, f"{name}_{whose}_targets") for name in _FRAMEWORKS for whose in ("own", "sam")),
     ("config_without_sam", "config"),
 ]
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
@@ -233,15 +233,19 @@ def table() -> str:
 
 
 def gains() -> str:
-    """Markdown table of what SAM or another change adds, paired: the same scans, the same seeds, all else equal.
+    """Markdown table of what SAM or another change adds, paired: the same scans, the same seeds.
+
+    From `own_targets` to `sam_targets` only SAM's part in the targets differs; from a framework to either, the second
+    network and its steps do. Seeds are starred where the two rows were trained at different commits.
 
     A scan's difference is the mean over the seeds that both rows have; the interval is Student's over the scans. It
     says how sure the mean over such scans is for these seeds; other seeds differ by more, see the range of the means.
     """
-    dice = {}
+    dice, commits = {}, {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        dice[result["method"], result["labeled"], result["seed"]] = result["dice"]
+        key = result["method"], result["labeled"], result["seed"]
+        dice[key], commits[key] = result["dice"], (result.get("git_commit") or "").removesuffix("+changes")
     lines = [
         "| labelled | row | changed to | seeds | points gained | 95 % interval, scans | by seed | scans better |",
         "|---|---|---|---|---|---|---|---|",
@@ -261,7 +265,9 @@ def gains() -> str:
                 ", ".join(f"{gain:+.1f}" for gain in by_seed.mean(axis=1)),
                 f"{(by_scan > 0).sum()} of {len(by_scan)}",
             ]
-            lines.append("| " + " | ".join([str(labeled), before, after, str(len(seeds)), *figures]) + " |")
+            apart = any(commits[before, labeled, seed] != commits[after, labeled, seed] for seed in seeds)
+            cells = [str(labeled), before, after, f"{len(seeds)}{'*' if apart else ''}", *figures]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

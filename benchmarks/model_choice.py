@@ -11,6 +11,7 @@ No network is trained; one JSON a run below benchmarks/results/model_choice.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -58,7 +59,9 @@ def measure(workdir: Path, data_dir: str, cases: list[str], every: int) -> dict[
     from semisam_tf.training.loop import load_unlabelled
 
     run = read_run(workdir)
-    config = run["config"]
+    config = dataclasses.replace(run["config"], data_dir=data_dir)
+    if config.coarse_to_fine:
+        raise app.UsageError("Signals are taken of whole scans: name a run without --coarse_to_fine.")
     access = LabelLedger(workdir, run_id_of(run)).access("scoring")
     asked = unlabelled_cases(run, data_dir)[::every]
     candidates = []
@@ -93,7 +96,8 @@ def table(result: dict[str, Any]) -> str:
     """Markdown table of one run: candidates, what each signal says of them (chosen: bold), and the Dice lost by it."""
     candidates = result["candidates"]
     best = max(candidate["dice"] for candidate in candidates)
-    chosen = {signal: max(candidates, key=lambda c: c["signals"][signal]) for signal in SIGNALS}
+    # Of equal ones the last, which is what would be taken anyway: student and teacher agree alike with each other.
+    chosen = {signal: max(reversed(candidates), key=lambda c: c["signals"][signal]) for signal in SIGNALS}
     lines = [
         f"{result['name']}, signals over {len(result['unlabelled_asked'])} unlabelled scans",
         "",

@@ -81,7 +81,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if unlabelled:
         raise ValueError(f"Expected a label file for every case of {config.cases}. Received none for: {unlabelled}.")
     run = read_run(workdir)
-    trained_on = sorted({*run["labelled"], *run["unlabelled"]} & set(case_ids))
+    behind_targets = run.get("targets_learned_from") or []
+    trained_on = sorted({*run["labelled"], *run["unlabelled"], *behind_targets} & set(case_ids))
     if trained_on:
         logging.warning("%d of these cases were trained on: %s. This is no score on unseen scans.", *_few(trained_on))
     spacing_mm = config.default_spacing_mm or predictor.config.default_spacing_mm or None

@@ -61,6 +61,22 @@ def test_the_scan_finds_commands_and_would_find_a_wrong_flag():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_a_benchmark_exists(page):
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    unknown = []
+    for script, words in re.findall(r"python (benchmarks/\w+\.py)((?:\s+--[\w-]+(?:=[^\s`]*)?)*)", text):
+        source = (REPO / script).read_text(encoding="utf-8")
+        # One may take another's flags over.
+        for other in (REPO / "benchmarks").glob("*.py"):
+            if re.search(rf"^(import|from) {other.stem}\b", source, re.MULTILINE):
+                source += other.read_text(encoding="utf-8")
+        for name in re.findall(r"--(?:no)?([\w-]+)", words):
+            if not re.search(rf'DEFINE_\w+\(\s*"(no)?{name}"', source):
+                unknown.append(f"{script} --{name}")
+    assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -121,6 +121,23 @@ def _audit_folder(workdir: Path, run: dict[str, Any], lists: dict[str, Any], on_
     return dataclasses.replace(audit, findings=tuple(findings))
 
 
+def labels_behind(workdir: Path, run: dict[str, Any]) -> list[str] | None:
+    """Cases whose labels a run rests on: those that it opened to learn from, and those behind its targets on file.
+
+    Args:
+        run: From `read_run(workdir)`.
+
+    Returns:
+        None where either is not on record.
+    """
+    reading = read_ledger(workdir)
+    of_targets = run.get("targets_learned_from") if run["config"].sam_mode == "offline" else []
+    if reading is None or of_targets is None:
+        return None
+    opened = [o.case_id for o in reading.openings if o.run_id == run_id_of(run) and o.purpose not in _JUDGING]
+    return list(dict.fromkeys([*run["labelled"], *opened, *of_targets]))
+
+
 def marks_of(workdir: Path, run: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the run's files say of how far the record of openings had come: (file, mark)."""
     for session in (run, *run.get("resumed", [])):

@@ -62,11 +62,6 @@ def unlabelled_cases(run: dict[str, Any], data_dir: str = "") -> list[str]:
     return cases
 
 
-def learned_from(run: dict[str, Any]) -> list[str]:
-    """Cases whose labels a run rests on: its labelled ones, and those that its targets on file were made from."""
-    return list(dict.fromkeys([*run["labelled"], *(run.get("targets_learned_from") or [])]))
-
-
 def read_result(workdir: Path) -> dict[str, Any]:
     """`result.json`, which training writes last: steps, time, and what SAM did.
 

@@ -41,6 +41,9 @@ def label_budget(files: RunFiles) -> Html:
         sentence = f"{count(len(labelled), 'labelled scan')}. Nothing in this run learns from unlabelled scans."
         parts.append(element("p", sentence))
     parts.append(element("p", element("b", "Labelled: "), _names(labelled)))
+    if more := [case for case in files.run.get("targets_learned_from") or [] if case not in labelled]:
+        warning = "Targets were made by a run that learned from more labels, which count as this run's: "
+        parts.append(element("p", element("span", warning, class_="warning"), _names(more)))
     if unlabelled:
         parts.append(details(f"Unlabelled: {count(len(unlabelled), 'scan')}", element("p", _names(unlabelled))))
     if files.metrics is not None:

@@ -80,7 +80,9 @@ def training_region(region: Region, volume: Volume, margin_mm: float) -> Region:
 
 
 class RegionCutter:
-    """Cuts scans as the training of a finished run cut them, and remembers where; they stay whole without `locator`.
+    """Cuts scans to where a finished run looks, labelled ones around their label too, and remembers where.
+
+    Without `locator` they stay whole.
 
     Attributes:
         regions: By case; None of those that stayed whole for want of a locator.

@@ -31,7 +31,7 @@ from semisam_tf.training.board import Board
 from semisam_tf.training.coarse import CoarseStage
 from semisam_tf.training.live_report import LiveReport
 from semisam_tf.training.oracle import OraclePrompts
-from semisam_tf.training.pseudolabels import targets_learned_from, targets_sha256
+from semisam_tf.training.pseudolabels import target_region, targets_learned_from, targets_sha256
 from semisam_tf.training.sam_setup import sam_sessions
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
@@ -130,6 +130,9 @@ def train_once(config: Config) -> dict[str, Any]:
         facts["sam_sha256"] = [dict(session.manifest.sha256) for session in sessions]
         if config.sam_mode == "offline":
             facts["targets_sha256"] = targets_sha256(Path(config.targets_dir), split.unlabelled)
+            if config.coarse_to_fine:
+                for case_id in split.unlabelled:  # before the first network is trained
+                    target_region(Path(config.targets_dir), case_id)
         record.check_same_run(config, facts)
         if config.sam_mode == "offline":
             facts["targets_learned_from"] = _origin_of_targets(config, split)

@@ -48,20 +48,18 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
     Raises:
         OptionError: The folder's targets were made otherwise; names everything that differs.
     """
-    path = folder / MAKING_FILE
-    if not path.is_file():
+    there = _making_of(folder)
+    if there is None:
         if any(folder.glob("*.h5")):
             raise OptionError(
                 f"How the targets in {folder} were made is not on record: name another folder, or remove this one."
             )
-        write_json(path, making)
+        write_json(folder / MAKING_FILE, making)
         return
-    try:
-        there = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise OptionError(
-            f"Expected JSON in {path}. Received: {error}. Remove {folder} to make its targets anew."
-        ) from error
+    if LEARNED_FROM not in there:
+        # Of an older version. The run that made them is compared below, so what it rests on is known now.
+        there[LEARNED_FROM] = making[LEARNED_FROM]
+        write_json(folder / MAKING_FILE, there)
     differing = [name for name in sorted({*making, *there}) if making.get(name) != there.get(name)]
     if differing:
         shown = "; ".join(f"{name}: {there.get(name)!r} there, {making.get(name)!r} now" for name in differing)
@@ -73,8 +71,19 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
 
 def targets_learned_from(folder: Path) -> list[str] | None:
     """Cases whose labels a folder's targets rest on; None where that is not on record."""
+    return (_making_of(folder) or {}).get(LEARNED_FROM)
+
+
+def _making_of(folder: Path) -> dict[str, Any] | None:
     path = folder / MAKING_FILE
-    return json.loads(path.read_text(encoding="utf-8")).get(LEARNED_FROM) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"Expected JSON in {path}. Received: {error}. Remove {folder} to make its targets anew."
+        ) from error
 
 
 def targets_sha256(folder: Path, case_ids: Sequence[str]) -> str:
@@ -144,8 +153,11 @@ def target_region(folder: Path, case_id: str) -> Region:
                 f"Expected the target of a coarse-to-fine run in {file.filename}, with the region that it is of: make "
                 "targets from such a run, or leave out --coarse_to_fine. Received: one of a whole scan."
             )
-        corners = json.loads(file.attrs["region"])
-    return Region(tuple(corners["low"]), tuple(corners["high"]), corners["found"])
+        try:
+            corners = json.loads(file.attrs["region"])
+            return Region(tuple(corners["low"]), tuple(corners["high"]), corners["found"])
+        except (TypeError, ValueError) as error:
+            raise KeyError(f"region: {error}") from error
 
 
 def _existing(folder: Path, case_id: str) -> Path:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 from absl import logging
 
 from semisam_tf.atomic import locked, sweep
@@ -17,9 +18,9 @@ from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume, find_case
-from semisam_tf.inference.predictor import Predictor, load_predictor
-from semisam_tf.inference.region import Region
-from semisam_tf.inference.run_folder import learned_from, read_run, run_id_of
+from semisam_tf.inference.label_audit import labels_behind
+from semisam_tf.inference.predictor import load_predictor
+from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
@@ -121,7 +122,7 @@ def make_targets(
         making: dict[str, Any] = {
             "run": run_id_of(run),
             "model": which,
-            LEARNED_FROM: learned_from(run),
+            LEARNED_FROM: labels_behind(workdir, run),
             **asking_of(config),
             **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
         }
@@ -135,37 +136,58 @@ def make_targets(
             if looks_at_labels(config):
                 scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"), cut)
             ensemble = sam_ensemble(config, scans, sam_sessions(config))
-        failures_in_a_row = 0
+        sam = _Asking(config, ensemble, folder)
         for number, case_id in enumerate(missing, start=1):
             (volume,) = load_unlabelled(config, [case_id], cut)
-            error = make_target(config, predictor, ensemble, volume, folder, cut.regions[case_id])
-            failures_in_a_row = 0 if error is None else failures_in_a_row + 1
-            if failures_in_a_row >= MOST_FAILURES:
-                raise RuntimeError(
-                    f"Expected answers from SAM in {config.sam_dir}. Received: {failures_in_a_row} failures in a row, "
-                    f"the last for {case_id}: {error}. Mend that, remove the targets without SAM in {folder}, and give "
-                    "the same command again; or leave out --sam_dir."
-                ) from error
+            predicted = predictor.probs(volume.image)
+            said = sam.target(volume, predicted)
+            probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
+            write_target(folder, case_id, probs, weight, said.scores, cut.regions[case_id])
             logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
+        sam.require_an_answer()
 
 
-def make_target(
-    config: Config,
-    predictor: Predictor,
-    ensemble: SamEnsemble | None,
-    volume: Volume,
-    folder: Path,
-    region: Region | None,
-) -> SamCallError | None:
-    """Writes the target of one scan in the training grid, or of that part of it; returns SAM's failure, if any."""
-    predicted = predictor.probs(volume.image)
-    said, failure = SamTarget.silent(predicted.shape), None
-    if ensemble is not None:
+class _Asking:
+    """Asks SAM of scan after scan. Where one call fails the prediction is the target; where all do, the run stops."""
+
+    def __init__(self, config: Config, ensemble: SamEnsemble | None, folder: Path) -> None:
+        self.config, self.ensemble, self.folder = config, ensemble, folder
+        self.failed: list[str] = []  # since SAM's last answer
+        self.answered, self.reason = False, ""
+
+    def target(self, volume: Volume, predicted: np.ndarray) -> SamTarget:
+        """What SAM says of a prediction; nothing, with a warning, where its call failed.
+
+        Raises:
+            RuntimeError: So many failed in a row that SAM is broken.
+        """
+        if self.ensemble is None:
+            return SamTarget.silent(predicted.shape)
         try:
-            said = ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
+            said = self.ensemble.target(volume.image, predicted, key=volume.case_id, spacing_mm=volume.spacing_mm)
         except SamCallError as error:
-            failure = error
+            self.failed.append(volume.case_id)
+            self.reason = str(error)
+            if len(self.failed) >= MOST_FAILURES:
+                self._stop()
             logging.warning("SAM failed on %s; its target is made without SAM: %s", volume.case_id, error)
-    probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
-    write_target(folder, volume.case_id, probs, weight, said.scores, region)
-    return failure
+            return SamTarget.silent(predicted.shape)
+        # Where nothing was predicted SAM was not asked.
+        if said.scores.get("prompts"):
+            self.failed, self.answered = [], True
+        return said
+
+    def require_an_answer(self) -> None:
+        """Raises RuntimeError if SAM was asked of several scans and answered of none."""
+        if len(self.failed) > 1 and not self.answered:
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        # They would count as made, and training as taught by SAM.
+        for case_id in self.failed:
+            target_path(self.folder, case_id).unlink(missing_ok=True)
+        raise RuntimeError(
+            f"Expected answers from SAM in {self.config.sam_dir}. Received: {len(self.failed)} failures in a row, the "
+            f"last for {self.failed[-1]}: {self.reason}. Mend that and give the same command again, or leave out "
+            "--sam_dir."
+        )

@@ -206,6 +206,8 @@ def test_targets_of_whole_scans_are_refused(tiny_run, tiny_cohort, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"Expected the target of a coarse-to-fine run in {folder}/case3.h5" in done.stderr
+    # Before the coarse network was trained, so that the same folder takes the run with other targets.
+    assert not (tmp_path / "run" / "coarse").exists()
 
 
 def test_rounds_go_together_with_coarse_to_fine(tiny_cohort, tmp_path):

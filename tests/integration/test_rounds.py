@@ -1,6 +1,7 @@
 """Rounds of self-training: targets of one teach the next, with SAM and without, and no label of theirs is read."""
 
 import dataclasses
+import json
 import shutil
 
 import h5py
@@ -16,7 +17,7 @@ from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.training import rounds
-from semisam_tf.training.rounds import train
+from semisam_tf.training.rounds import make_targets, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -102,14 +103,64 @@ def test_targets_say_whose_labels_they_rest_on(tiny_cohort, tmp_path, caplog):
     ]
 
 
-def test_a_sam_that_never_answers_stops_the_run(tiny_cohort, tiny_sam, tmp_path, monkeypatch):
+@pytest.mark.parametrize("most", [2, 10])
+def test_a_sam_that_never_answers_stops_the_run_and_no_target_without_it_stays(
+    tiny_cohort, tiny_sam, tmp_path, monkeypatch, most
+):
+    """After some failures in a row, and where there are fewer scans than that, after the last of them."""
+    answers = SamEnsemble.target
+
     def broken(self, *args, **kwargs):
         raise SamCallError("out of memory")
 
     monkeypatch.setattr(SamEnsemble, "target", broken)
-    monkeypatch.setattr(rounds, "MOST_FAILURES", 2)
-    with pytest.raises(RuntimeError, match="2 failures in a row, the last for case2: out of memory"):
-        train(config_of(tiny_cohort, tmp_path / "run", tiny_sam))
+    monkeypatch.setattr(rounds, "MOST_FAILURES", most)
+    config = config_of(tiny_cohort, tmp_path / "run", tiny_sam)
+    with pytest.raises(RuntimeError, match=f"{min(most, 3)} failures in a row, the last for case.: out of memory"):
+        train(config)
+    assert targets_of(tmp_path / "run") == {}
+    monkeypatch.setattr(SamEnsemble, "target", answers)
+    train(config)
+    assert sorted(targets_of(tmp_path / "run")) == ["case1", "case2", "case3"]
+
+
+def test_one_call_of_sam_that_fails_is_a_target_without_it(tiny_cohort, tiny_sam, tmp_path, monkeypatch, caplog):
+    answers = SamEnsemble.target
+
+    def broken_once(self, image, probs, *, key, **kwargs):
+        if key == "case2":
+            raise SamCallError("out of memory")
+        return answers(self, image, probs, key=key, **kwargs)
+
+    monkeypatch.setattr(SamEnsemble, "target", broken_once)
+    train(config_of(tiny_cohort, tmp_path / "run", tiny_sam))
+    assert "SAM failed on case2; its target is made without SAM" in caplog.text
+    assert sorted(targets_of(tmp_path / "run")) == ["case1", "case2", "case3"]
+
+
+def test_targets_of_an_older_version_are_gone_on_with(tiny_cohort, tmp_path):
+    """Their folder does not say whose labels they rest on; the run that made them does."""
+    config = config_of(tiny_cohort, tmp_path / "run", None)
+    train(config)
+    making = tmp_path / "run" / "rounds" / "1" / "targets" / "making.json"
+    without = json.loads(making.read_text(encoding="utf-8"))
+    assert without.pop("learned_from") == ["case0"]
+    making.write_text(json.dumps(without), encoding="utf-8")
+    train(config)
+    assert json.loads(making.read_text(encoding="utf-8"))["learned_from"] == ["case0"]
+
+
+def test_oracle_prompts_come_along_with_the_targets(tiny_cohort, tiny_sam, tmp_path):
+    """The labels that prompted SAM are in the network, so in its targets, so in what learns from them."""
+    oracle = config_of(
+        tiny_cohort, tmp_path / "oracle", tiny_sam, sam_mode="cached", rounds=1, round_steps=0, method="mean_teacher",
+        oracle_prompts=True, sam_fusion="sam",
+    )  # fmt: skip
+    train(oracle)
+    folder = tmp_path / "targets"
+    make_targets(oracle, tmp_path / "oracle", folder, ["case1", "case2", "case3"], labelled=["case0"])
+    train(config_of(tiny_cohort, tmp_path / "run", None, rounds=1, round_steps=0, targets_dir=str(folder)))
+    assert audit_run(tmp_path / "run").learned_from == ("case0", "case1", "case2", "case3")
 
 
 def test_a_sam_that_is_not_there_is_said_before_the_first_round(tiny_cohort, tmp_path):

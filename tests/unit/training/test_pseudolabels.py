@@ -9,7 +9,15 @@ import pytest
 from semisam_tf.data.augment import AugmentConfig
 from semisam_tf.data.batches import TwoStream
 from semisam_tf.data.volumes import Volume
-from semisam_tf.training.pseudolabels import StoredTargets, read_target, target_path, write_target
+from semisam_tf.options import OptionError
+from semisam_tf.training.pseudolabels import (
+    StoredTargets,
+    read_target,
+    target_path,
+    target_region,
+    targets_learned_from,
+    write_target,
+)
 
 SIZE = (20, 18, 16)
 
@@ -69,3 +77,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"Expected a target that pseudolabel wrote in .*1\.h5"):
         read_target(tmp_path, volume("u/1"), 2)
+
+
+def test_a_damaged_region_or_making_names_its_file(tmp_path):
+    write(tmp_path)
+    with h5py.File(target_path(tmp_path, "u/1"), "r+") as file:
+        file.attrs["region"] = '{"low": [0, 0'
+    with pytest.raises(ValueError, match=r"Expected a target that pseudolabel wrote in .*1\.h5.*region"):
+        target_region(tmp_path, "u/1")
+    (tmp_path / "making.json").write_text("{", encoding="utf-8")
+    with pytest.raises(OptionError, match=r"Expected JSON in .*making\.json"):
+        targets_learned_from(tmp_path)
