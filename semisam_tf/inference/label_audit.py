@@ -135,7 +135,8 @@ def labels_behind(workdir: Path, run: dict[str, Any]) -> list[str] | None:
     if reading is None or of_targets is None:
         return None
     opened = [o.case_id for o in reading.openings if o.run_id == run_id_of(run) and o.purpose not in _JUDGING]
-    return list(dict.fromkeys([*run["labelled"], *opened, *of_targets]))
+    # Sorted: labels are opened by several threads.
+    return sorted({*run["labelled"], *opened, *of_targets})
 
 
 def marks_of(workdir: Path, run: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
