@@ -189,6 +189,8 @@ def target_scores(folder: Path, data_dir: str) -> dict[str, float]:
 def run(row: Row, data_dir: str, runs: Path) -> None:
     """Trains and scores one row and writes its JSON."""
     workdir = runs / row.name
+    # Of a command that goes on with what another has begun the clock says too little.
+    resumed = workdir.is_dir()
     seconds = train(row, data_dir, runs)
     score = [
         "-m", "semisam_tf.evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--cases={SCORING}",
@@ -211,6 +213,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
         "targets": target_scores(targets, data_dir) if targets.is_dir() else None,
         "wall_s": seconds,
+        "resumed": resumed,
         "git_commit": record["git_commit"],
         "versions": record["versions"],
         "machine": describe(),
@@ -295,7 +298,7 @@ def _line(labeled: int, method: str, runs: list[dict]) -> str:
         taught = f"targets' Dice {100 * said['dice']:.1f}"
         # All that it takes, where training alone is not all.
         parts = [sum(s for name, s in run["wall_s"].items() if name != "evaluate") for run in runs]
-        minutes = f"{statistics.mean(parts) / 60:.1f}"
+        minutes = f"{'more than ' if any(run.get('resumed') for run in runs) else ''}{statistics.mean(parts) / 60:.1f}"
         if "mean_weight" in said:
             taught += f", SAM on {said['weighted_share']:.1%}, {said['mean_weight']:.2f}"
     shown_method = method

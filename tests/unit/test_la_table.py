@@ -45,12 +45,13 @@ def test_targets_show_their_dice_and_what_sam_had_to_say(la_table, tmp_path):
     own, sam = (result(f"supervised_{whose}_targets", 1, 0, 0.8, training) for whose in ("own", "sam"))
     own["targets"] = {"dice": 0.787, "scans": 59}
     sam["targets"] = {"dice": 0.8061, "agreement": 0.84, "weighted_share": 0.7, "mean_weight": 0.91, "scans": 59}
+    sam["resumed"] = True
     for row in (own, sam):
         row["wall_s"] = {"teacher": 240.0, "targets": 60.0, "train": 300.0, "evaluate": 60.0}
         (tmp_path / f"{row['method']}.json").write_text(json.dumps(row), encoding="utf-8")
     lines = la_table.table().splitlines()[2:]
     assert [line.split(" | ")[7:] for line in lines] == [
-        ["targets' Dice 78.7", "10.0 |"], ["targets' Dice 80.6, SAM on 70.0%, 0.91", "10.0 |"],
+        ["targets' Dice 78.7", "10.0 |"], ["targets' Dice 80.6, SAM on 70.0%, 0.91", "more than 10.0 |"],
     ]  # fmt: skip
 
 
