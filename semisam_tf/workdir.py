@@ -1,6 +1,8 @@
 """Names of the files in a run's folder, for those who write them and those who read them."""
 
 RUN_FILE = "run.json"
+# The record of opened labels.
+LEDGER_FILE = "label_access.jsonl"
 RESULT_FILE = "result.json"
 HISTORY_FILE = "history.jsonl"
 METRICS_FILE = "metrics.json"

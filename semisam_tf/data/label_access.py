@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-LEDGER_FILE = "label_access.jsonl"
+from semisam_tf.workdir import LEDGER_FILE as LEDGER_FILE
+
 # What a label can be opened for.
 PURPOSES = {
     "training": "the supervised loss, and crops around the organ",

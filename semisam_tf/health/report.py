@@ -143,7 +143,8 @@ class _Run:
         load = other_load()
         times, error = time_run(self.config, self._known_split(), self.ledger_dir)
         work = None
-        if self.manifests and self.config.sam_mode in ("online", "cached"):
+        asks_sam = self.config.sam_mode in ("online", "cached") or self.config.rounds > 1
+        if self.manifests and asks_sam:
             work = sam_work(self.config, self.manifests, self.facts, self._known_split())
         if "peak_bytes" in times:
             self.needs["a step"] = int(times["peak_bytes"])

@@ -65,6 +65,8 @@ def sam_work(config: Config, manifests: Sequence[Manifest], facts: Sequence[Scan
 
     Of the slices of a scan as many are prompted as show the organ in the labelled scans; of a crop's, all.
     """
+    if config.sam_mode == "offline":
+        config = dataclasses.replace(config, sam_start_step=0)  # which has nothing to do with when targets are made
     draws = (config.batch_size - config.labelled_items()) * max(0, config.max_steps - config.sam_start_step)
     if config.sam_mode == "online":
         views = sum(_views_of_crop(config, manifest) for manifest in manifests)
@@ -79,6 +81,10 @@ def sam_work(config: Config, manifests: Sequence[Manifest], facts: Sequence[Scan
         for manifest in manifests
         for fact in unlabelled
     ) / len(unlabelled)
+    if config.sam_mode == "offline":
+        # Between the rounds, of every scan.
+        made = len(unlabelled) * (config.rounds - 1)
+        return SamWork(len(unlabelled) * views_a_scan, made * views_a_scan, made)
     refreshes = math.ceil(draws / len(unlabelled) / config.sam_refresh_visits)
     return SamWork(scans * views_a_scan, scans * views_a_scan * refreshes, scans * refreshes)
 
@@ -125,7 +131,13 @@ def check_time(
     findings = [Finding(OK, "step time", found)]
     total_s, parts = steps_s, f"{steps} steps take {duration(steps_s)}"
     if config.rounds > 1:
-        parts += f" in {config.rounds} rounds; the targets between them are not counted"
+        parts += f" in {config.rounds} rounds"
+    if config.coarse_to_fine:
+        coarse_s = config.rounds * (times["coarse_first_step_s"] + config.coarse_steps * times["coarse_step_s"])
+        total_s += coarse_s
+        parts += f", the coarse stage before them {duration(coarse_s)}"
+    if config.rounds > 1 and work is None:
+        parts += "; the predictions between the rounds are not counted"
     if work is not None and "view_s" in times:
         sam_s = work.seconds(times)
         total_s += sam_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from semisam_tf.config import Config
 from semisam_tf.report.history import Entry, read_history
 from semisam_tf.workdir import (
     HISTORY_FILE,
+    LEDGER_FILE,
     METRICS_FILE,
     RESULT_FILE,
     RUN_FILE,
@@ -33,6 +34,8 @@ class RunFiles:
         metrics: `metrics.json`, or None where no evaluation wrote one.
         scored: Overlays of the cases of `metrics`; empty where they are absent or of another evaluation.
         sam: Overlays of SAM's targets.
+        openings: Of the run's labels, by purpose and case, as recorded; empty where there is no record. Whether the
+            record is whole is for `semisam_tf.audit` to say.
     """
 
     name: str
@@ -42,6 +45,7 @@ class RunFiles:
     metrics: dict[str, Any] | None
     scored: list[dict[str, Any]]
     sam: list[dict[str, Any]]
+    openings: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,12 +85,28 @@ def read_run_files(workdir: str | os.PathLike[str]) -> RunFiles:
         metrics,
         scored["cases"] if belongs else [],
         sam.get("cases", []),
+        _read_openings(folder / LEDGER_FILE, (run.get("label_ledger") or {}).get("run_id")),
     )
 
 
 def sha256_of(path: Path) -> str:
     """Of a file: it ties what is drawn of an evaluation to its scores."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_openings(path: Path, run_id: str | None) -> dict[str, dict[str, int]]:
+    """Purpose -> case -> how often the run opened its label; lines that cannot be read are the audit's to find."""
+    found: dict[str, dict[str, int]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            case_id, purpose, of = entry["case_id"], entry["purpose"], entry["run_id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if of == run_id:
+            cases = found.setdefault(purpose, {})
+            cases[case_id] = cases.get(case_id, 0) + 1
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

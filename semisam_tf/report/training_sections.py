@@ -23,6 +23,8 @@ _TERM_NOTES = {
     "total": "weighted sum that is descended",
 }
 _MAX_TABLE_ROWS = 40
+# Purposes of opening a label that teach the run nothing.
+_JUDGING = ("scoring", "data_check", "timing")
 _NO_HISTORY = "No history: training writes its first entry after --log_every steps, and older versions kept none."
 
 
@@ -30,13 +32,16 @@ def label_budget(files: RunFiles) -> Html:
     """Which cases had a label, how many had none, and which are scored."""
     labelled, unlabelled = files.run.get("labelled", []), files.run.get("unlabelled", [])
     total = len(labelled) + len(unlabelled)
-    parts: list[Html] = []
+    parts: list[Html | None] = []
     if unlabelled:
         width = max(100 * len(labelled) / total, 1.0)
         bar = element("div", element("i", style=f"width:{width:.2f}%"), class_="budget", role="img",
                       aria_label=f"{len(labelled)} of {total} training scans are labelled")  # fmt: skip
         sentence = f"{len(labelled)} of {count(total, 'training scan')} labelled ({share(len(labelled) / total)}); "
-        parts += [bar, element("p", f"{sentence}the other {len(unlabelled)} were loaded without their label.")]
+        others = f"the other {len(unlabelled)} were loaded without their label"
+        if files.run.get("oracle_prompts"):
+            others += ", which prompted SAM all the same (--oracle_prompts)"
+        parts += [bar, element("p", f"{sentence}{others}.")]
     else:
         sentence = f"{count(len(labelled), 'labelled scan')}. Nothing in this run learns from unlabelled scans."
         parts.append(element("p", sentence))
@@ -48,10 +53,30 @@ def label_budget(files: RunFiles) -> Html:
         parts.append(details(f"Unlabelled: {count(len(unlabelled), 'scan')}", element("p", _names(unlabelled))))
     if files.metrics is not None:
         parts.append(_scored(files.metrics))
+    parts.append(_openings(files))
     if files.config.get("exclude_cases"):
         source = element("code", files.config["exclude_cases"])
         parts.append(element("p", "Kept out of training: the cases in ", source, "."))
     return joined(parts)
+
+
+def _openings(files: RunFiles) -> Html | None:
+    """The record of opened labels, by purpose."""
+    if not files.openings:
+        return None
+    rows = []
+    for purpose, cases in files.openings.items():
+        strangers = [case for case in cases if case not in files.run.get("labelled", [])]
+        learning = purpose not in _JUDGING
+        names = [_names(list(cases))]
+        if learning and strangers:
+            names.append(element("small", " not all of them labelled", class_="warning"))
+        cells = [cell(str(len(cases)), class_="number"), cell(str(sum(cases.values())), class_="number"), cell(names)]
+        rows.append([heading(purpose.replace("_", " "), "row"), *cells])
+    head = [heading("Opened for"), heading("scans", class_="number"), heading("openings", class_="number"),
+            heading("which")]  # fmt: skip
+    shown = table("Labels opened, as recorded; semisam_tf.audit checks the record", head, rows)
+    return details("Which labels were opened, and for what", shown)
 
 
 def _scored(metrics: dict[str, Any]) -> Html:
@@ -179,7 +204,8 @@ def settings(files: RunFiles) -> Html:
 
     head = ["Setting", "Value"]
     sessions = [files.run, *files.run.get("resumed", [])]
-    parts = [element("h3", "Commands"), [_session(number, session) for number, session in enumerate(sessions)]]
+    parts = [_coarse(files), element("h3", "Commands")]
+    parts += [_session(number, session) for number, session in enumerate(sessions)]
     if files.metrics and "command" in files.metrics:
         parts.append(_command("Evaluation", files.metrics["command"]))
     parts.append(element("h3", "Settings"))
@@ -195,6 +221,20 @@ def settings(files: RunFiles) -> Html:
     ]
     parts.append(table("Versions of the first start", ["Of", "Version"], rows))
     return joined(parts)
+
+
+def _coarse(files: RunFiles) -> Html | None:
+    """What the first stage of a coarse-to-fine run did."""
+    found = (files.result or {}).get("coarse")
+    if found is None:
+        return None
+    whole = found["taken_whole"]
+    sentence = (
+        f"Coarse to fine: a first network of {count(found['steps'], 'step')} ({duration(found['duration_s'])}) found "
+        f"the organs; the training scans were cut to {share(found['mean_region_share'])} of their voxels, "
+        f"{count(len(whole), 'scan')} taken whole because a class was not found. "
+    )
+    return element("p", sentence, _names(whole))
 
 
 def _sam_files(sha256: dict[str, str] | list[dict[str, str]] | None) -> dict[str, str]:

@@ -30,6 +30,14 @@ _SHARE_OF_TIME = 0.01
 _SAM_CASES = 3
 
 
+def write_again(workdir: Path) -> None:
+    """Writes the report of a finished run, which may have been killed before it had one; a warning where that fails."""
+    try:
+        write_report(workdir)
+    except Exception as error:
+        logging.warning("The report of %s: not written. %s: %s", workdir, type(error).__name__, error)
+
+
 class LiveReport:
     """Records a run that goes on from `training.step`. An error in here is a warning in the log and nothing else."""
 

@@ -29,7 +29,7 @@ from semisam_tf.options import OptionError
 from semisam_tf.training import checkpoint, record
 from semisam_tf.training.board import Board
 from semisam_tf.training.coarse import CoarseStage
-from semisam_tf.training.live_report import LiveReport
+from semisam_tf.training.live_report import LiveReport, write_again
 from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.pseudolabels import target_region, targets_learned_from, targets_sha256
 from semisam_tf.training.sam_setup import sam_sessions
@@ -125,6 +125,7 @@ def train_once(config: Config) -> dict[str, Any]:
         record.check_same_run(config, facts)
         if (workdir / RESULT_FILE).is_file():
             logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
+            write_again(workdir)
             return read_result(workdir)
         sessions = sam_sessions(config) if config.sam_mode in ("online", "cached") else []
         facts["sam_sha256"] = [dict(session.manifest.sha256) for session in sessions]
@@ -163,6 +164,8 @@ def train_once(config: Config) -> dict[str, Any]:
         stream = stream_of(config, labelled, unlabelled)
         report = LiveReport(training)
         _run(training, stream, report)
+        # With its pictures, which nobody could draw again; the second time with the result.
+        report.write_last()
         result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})
         report.write_last()
         return result

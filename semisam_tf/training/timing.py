@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from semisam_tf.config import Config
 
 if TYPE_CHECKING:
+    from semisam_tf.data.label_access import LabelAccess
+    from semisam_tf.data.splits import Split
     from semisam_tf.training.state import Training
 
 # The first steps trace the graph and find batches made in advance; what comes after is measured.
@@ -43,9 +45,11 @@ def time_run(config: Config, labelled: list[str], unlabelled: list[str], ledger_
     from semisam_tf.training.state import Training
 
     labels = LabelLedger(ledger_dir, "doctor").access("timing")
-    # Targets that are files take no time worth counting, and those of earlier rounds are not there yet.
+    # Targets that are files take no time worth counting. Those of earlier rounds are made as cached ones are.
     if config.sam_mode == "offline":
-        config = dataclasses.replace(config, sam_mode="off", rounds=1)
+        asks = config.rounds > 1 and config.sam_folders()
+        config = dataclasses.replace(config, sam_mode="cached" if asks else "off", rounds=1)
+    coarse = _time_coarse(config, Split(tuple(labelled), ()), labels) if config.coarse_to_fine else {}
     sessions = sam_sessions(config)
     scans = load_data(config, Split(tuple(labelled), tuple(unlabelled)), labels)
     # Without SAM's answers, whose time hangs on what a trained network says: they are timed on their own.
@@ -55,7 +59,20 @@ def time_run(config: Config, labelled: list[str], unlabelled: list[str], ledger_
     times = time_steps(training, scans)
     if training.sam is not None:
         times |= time_sam(training, scans[1][0])
-    return times | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return times | coarse | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def _time_coarse(config: Config, cases: Split, labels: LabelAccess) -> dict[str, float]:
+    """Seconds a step of the first stage of a coarse-to-fine run, by the same names with "coarse_" before them."""
+    from semisam_tf.inference.region import coarse_settings
+    from semisam_tf.training.loop import load_labelled
+    from semisam_tf.training.state import Training
+
+    settings = coarse_settings(config)
+    scans = load_labelled(settings, cases.labelled, labels)
+    training = Training.build(settings, scans[0].image.shape[-1], scans, [], [])
+    times = time_steps(training, (scans, []))
+    return {f"coarse_{name}": times[name] for name in ("first_step_s", "step_s")}
 
 
 def time_steps(training: Training, scans: tuple[list[Any], list[Any]]) -> dict[str, Any]:

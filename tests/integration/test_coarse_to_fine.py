@@ -19,6 +19,8 @@ from semisam_tf import pseudolabel, rank
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import find_case, load_volume
 from semisam_tf.evaluate import EvaluateConfig, evaluate
+from semisam_tf.findings import FAIL
+from semisam_tf.inference.label_audit import audit_run, budget
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.sam.target import dice
 from semisam_tf.serving.save import SaveConfig, save
@@ -137,6 +139,13 @@ def test_the_organ_is_found_in_its_region(ball, tiny_cohort):
     result = json.loads((ball / "result.json").read_text(encoding="utf-8"))
     assert result["coarse"]["steps"] == 60
     assert 0.1 < result["coarse"]["mean_region_share"] < 0.8
+
+
+def test_the_audit_counts_the_first_stage_as_crops(whole, ball):
+    for workdir, labelled in ((whole, ["case0"]), (ball, ["case0", "case1", "case2"])):
+        audit = audit_run(workdir)
+        assert [finding.found for finding in audit.findings if finding.status == FAIL] == []
+        assert sorted(budget(audit)["crops"]["cases"]) == labelled == sorted(audit.learned_from)
 
 
 def test_the_saved_model_looks_where_predict_looks(ball, tiny_cohort, tmp_path):

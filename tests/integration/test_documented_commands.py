@@ -1,7 +1,7 @@
 """Every command of README and docs/, as a stranger would paste it: fewer steps, and a small SAM for a real one.
 
 `make test` holds that each command is either run here or named below with the place where it is run, or the reason why
-it is not; `make test-slow` runs them.
+it is not. `make test` runs the tutorial's, `make test-slow` the others.
 """
 
 import json
@@ -30,7 +30,7 @@ ELSEWHERE = {
     f"{_PYTHON} -m semisam_tf.serving.client": "test_serving.py, against the stand-in server",
     f"{_PYTHON} -m semisam_tf.train --flagfile=configs/la_table.flags": "la_table.py, on scans that are not here",
     f"{_PYTHON} benchmarks/": "by hand, for the figures: hours; test_docs.py holds that their flags exist",
-    "{ printf": "test_serving.py: README's curl against the stand-in server",
+    "{ printf": "test_serving.py: the curl of docs/serving.md against the stand-in server",
     "docker ": "not at all: no image of TensorFlow Serving is to be had here",
     "make quickstart": ".ci/run",
     "make PYTHON=": ".ci/run, which looks for one",
@@ -62,7 +62,7 @@ _ADDED = {
 def commands_of(page: str) -> list[str]:
     """What a page tells its reader to run, in order: lines of its blocks, and commands with flags in its text."""
     text = re.sub(r"\\\n\s*", "", (REPO / page).read_text(encoding="utf-8"))
-    # The curl of README is a line of three.
+    # The curl of docs/serving.md is a line of three.
     text = re.sub(r"\|\n\s+", "| ", text)
     found = []
     for line in text.splitlines():
@@ -192,6 +192,7 @@ LEFT = {
     "docs/prepare.md": ["runs/mine/metrics.json", "prepared_3/cases.png", "prepared_5/cases.png"],
     "docs/report.md": ["runs/mine/report.html"],
     "docs/sam.md": ["runs/mine/rank/rank.json"],
+    "docs/serving.md": ["models/left_atrium/1/saved_model.pb"],
     "docs/tutorial.md": [
         "runs/my_run/sam_selftest.png", "runs/my_run/metrics.json", "runs/my_run/rank/rank.json",
         "my_targets/*_trust.nii.gz", "my_masks/subject_01.nii.gz", "models/my_organ/1/saved_model.pb",
@@ -203,8 +204,10 @@ def test_each_page_with_commands_is_run():
     assert sorted(LEFT) == sorted(p for p in PAGES if any(not elsewhere(command) for command in commands_of(p)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", LEFT)
+# The tutorial in every landing, the others where there is time.
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page == "docs/tutorial.md" else pytest.mark.slow) for page in LEFT]
+)
 def test_every_command_of_a_page_runs(page, request, tmp_path):
     commands = [command for command in commands_of(page) if not elsewhere(command)]
     trains = any("semisam_tf.train" in command for command in commands)

@@ -15,6 +15,7 @@ import pytest
 from semisam_tf.config import Config
 from semisam_tf.options import OptionError
 from semisam_tf.sam.cache import EmbeddingCache
+from semisam_tf.training import loop
 from semisam_tf.training.rounds import train
 from semisam_tf.training.state import Training
 
@@ -242,3 +243,26 @@ def test_folders_that_cannot_be_written_are_an_error_at_start(tiny_cohort, tiny_
     with pytest.raises(OSError, match=rf"--{flag}.*Received: /proc/self/run"):
         train(config_of(tiny_cohort, config.pop("workdir"), tiny_sam, sam_start_step=4, **config))
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_run_killed_before_its_report_gets_it_by_the_same_command(whole, tiny_cohort, tiny_sam, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    drawn = (workdir / "overlays" / "sam.json").read_bytes()
+    (workdir / "report.html").write_text("of the step before", encoding="utf-8")
+    train(config_of(tiny_cohort, workdir, tiny_sam))
+    assert f"finished after {STEPS} steps" in (workdir / "report.html").read_text(encoding="utf-8")
+    assert (workdir / "overlays" / "sam.json").read_bytes() == drawn
+
+
+def test_sams_pictures_are_there_before_the_result_is(tiny_cohort, tiny_sam, tmp_path, monkeypatch):
+    """What a run killed after its result would not draw again."""
+    seen, finish = [], loop._finish
+
+    def watched(training, *args):
+        seen.append((tmp_path / "run" / "overlays" / "sam.json").stat().st_size)
+        return finish(training, *args)
+
+    monkeypatch.setattr(loop, "_finish", watched)
+    train(config_of(tiny_cohort, tmp_path / "run", tiny_sam))
+    assert seen == [(tmp_path / "run" / "overlays" / "sam.json").stat().st_size]

@@ -16,6 +16,8 @@ from semisam_tf import evaluate, prepare, train
 from semisam_tf.data.itk import write_image
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import find_case, load_volume
+from semisam_tf.preparation.reading import source_sha256
+from semisam_tf.preparation.sources import Source
 
 # Keras' own, when it saves weights.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -132,6 +134,46 @@ def test_nnunet_with_two_channels(tmp_path):
     inside = volume.image[volume.label == 1].mean(axis=0)
     assert inside[1] > 250 > 20 > inside[0]
     assert trained_dice(output, tmp_path / "run")["mean"]["dice"] > 0.8
+
+
+def store_channels(path, arrays):
+    """Several [X, Y, Z] along a fourth axis of one NIfTI file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(np.stack([array.T for array in arrays]), isVector=False)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("named_by", ["dataset.json", "--fourth_axis"])
+def test_modalities_along_a_fourth_axis(tmp_path, named_by):
+    """As the Medical Segmentation Decathlon has them, and as the flag says where no dataset.json does."""
+    folder = tmp_path / ("imagesTr" if named_by == "dataset.json" else "images")
+    for i in range(2):
+        image, _ = ball(i)
+        noise = np.random.default_rng(i).normal(0, 9, SIZE).astype(np.int16)
+        store_channels(folder / f"b_{i}.nii.gz", [noise, image])
+    words = []
+    if named_by == "dataset.json":
+        modalities = {"modality": {"0": "FLAIR", "1": "T1w"}, "labels": {"0": "background", "1": "ball"}}
+        (tmp_path / "dataset.json").write_text(json.dumps(modalities), encoding="utf-8")
+    else:
+        assert run(f"--images={tmp_path}", f"--output={tmp_path / 'refused'}") != 0
+        words = ["--fourth_axis=channels"]
+    output = tmp_path / "data"
+    assert run(f"--images={tmp_path}", f"--output={output}", *words) == 0
+    assert record(output)["channels"] == 2
+    volume = load_volume(find_case(output, "b_0"), with_label=False)
+    inside = volume.image[np.isclose(volume.image[..., 1], volume.image[..., 1].max())]
+    assert inside[0, 1] > 250 > 50 > abs(volume.image[..., 0]).max()
+
+
+def test_a_case_is_compressed_and_knows_its_source(tmp_path):
+    output = tmp_path / "data"
+    assert run(*files(tmp_path, n=1, n_masks=1), f"--output={output}") == 0
+    scan, mask = tmp_path / "scans" / "c0.nii.gz", tmp_path / "masks" / "c0.nii.gz"
+    with h5py.File(output / "c0" / "mri_norm2.h5") as file:
+        assert {file[name].compression for name in ("image", "label")} == {"gzip"}
+        assert str(scan) in file.attrs["source"]
+        assert file.attrs["source_sha256"] == source_sha256(Source("c0", (scan,), mask))
 
 
 def test_atrial_challenge_with_masks_of_0_and_255(tmp_path):

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from semisam_tf.data.label_access import read_ledger
 from semisam_tf.report.history import read_history
 
 STEPS = 6
@@ -287,3 +288,10 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, tiny_sam, stand
     for name, array in expected.items():
         np.testing.assert_array_equal(received[name], array, err_msg=name)
     assert json.loads((whole / "run" / "result.json").read_text(encoding="utf-8"))["sam"]["prompts_decoded"] > 0
+    # The report, its curves and the record of labels have gone on as well.
+    assert f"finished after {KILLED_STEPS} steps" in (workdir / "report.html").read_text(encoding="utf-8")
+    steps = [[entry["step"] for entry in read_history(path / "history.jsonl")] for path in (whole / "run", workdir)]
+    assert steps[0] == steps[1]
+    terms = [[entry["terms"] for entry in read_history(path / "history.jsonl")] for path in (whole / "run", workdir)]
+    assert terms[0] == terms[1]
+    assert read_ledger(workdir).faults == ()

@@ -17,7 +17,8 @@ from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.training import rounds
-from semisam_tf.training.rounds import make_targets, train
+from semisam_tf.training.loop import train_once
+from semisam_tf.training.rounds import earlier_round, make_targets, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -161,6 +162,25 @@ def test_oracle_prompts_come_along_with_the_targets(tiny_cohort, tiny_sam, tmp_p
     make_targets(oracle, tmp_path / "oracle", folder, ["case1", "case2", "case3"], labelled=["case0"])
     train(config_of(tiny_cohort, tmp_path / "run", None, rounds=1, round_steps=0, targets_dir=str(folder)))
     assert audit_run(tmp_path / "run").learned_from == ("case0", "case1", "case2", "case3")
+
+
+def test_a_scan_that_vanishes_between_rounds_costs_nothing_but_time(tiny_cohort, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_cohort, data)
+    config = config_of(data, tmp_path / "run", None)
+    train_once(earlier_round(config, 1, ""))
+    (data / "case2").rename(tmp_path / "gone")
+    weights = (tmp_path / "run" / "rounds" / "1" / "teacher.weights.h5").read_bytes()
+    with pytest.raises(FileNotFoundError, match="case2"):
+        train(config)
+    assert (tmp_path / "run" / "rounds" / "1" / "teacher.weights.h5").read_bytes() == weights
+    (tmp_path / "gone").rename(data / "case2")
+    train(config)
+    train(config_of(data, tmp_path / "undisturbed", None))
+    expected = targets_of(tmp_path / "undisturbed")
+    for case, arrays in targets_of(tmp_path / "run").items():
+        for array, other in zip(arrays, expected[case], strict=True):
+            np.testing.assert_array_equal(array, other)
 
 
 def test_a_sam_that_is_not_there_is_said_before_the_first_round(tiny_cohort, tmp_path):

@@ -313,8 +313,8 @@ def test_rest_as_documented(stand_in):
 
 @pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl", "jq", "base64"))), reason="curl or jq is not installed")
 def test_curl_is_a_whole_client(repo_root, stand_in, tmp_path):
-    """The lines of README, as they stand there."""
-    text = (repo_root / "README.md").read_text(encoding="utf-8")
+    """The lines of docs/serving.md, as they stand there."""
+    text = (repo_root / "docs" / "serving.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^    \{ printf .*?> mask\.nii$", text, re.MULTILINE | re.DOTALL)
     data = nifti(scan((12, 11, 10)))
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(data))

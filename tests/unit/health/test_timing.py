@@ -57,7 +57,19 @@ def test_the_whole_run():
     rounds = dataclasses.replace(CONFIG, sam_mode="offline", rounds=3, round_steps=40)
     (_, of_rounds) = check_time(rounds, {k: TIMES[k] for k in ("first_step_s", "step_s", "steps")}, "", None)
     # 3 x 9 + (100 + 2 x 40) x 0.5
-    assert of_rounds.found.startswith("about 2 min: 180 steps take 2 min in 3 rounds; the targets")
+    assert of_rounds.found == (
+        "about 2 min: 180 steps take 2 min in 3 rounds; the predictions between the rounds are not counted"
+    )
+    times = TIMES | {"coarse_first_step_s": 3.0, "coarse_step_s": 0.2}
+    (_, coarse) = check_time(dataclasses.replace(rounds, coarse_to_fine=True, coarse_steps=285), times, "", None)
+    # 117 + 3 x (3 + 285 x 0.2)
+    assert coarse.found.startswith("about 5 min: 180 steps take 2 min in 3 rounds, the coarse stage before them 3 min")
+
+
+def test_rounds_ask_sam_of_every_scan_between_them(manifest):
+    # Three scans of 12 slices, half of them with organ: encoded once, asked about twice.
+    rounds = dataclasses.replace(CONFIG, sam_mode="offline", rounds=3)
+    assert sam_work(rounds, [manifest], facts(), SPLIT) == SamWork(encodes=18, decodes=36, scans=6)
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.4, False), (1.4, False), (1.6, True), (9.0, True)])

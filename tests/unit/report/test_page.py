@@ -131,6 +131,37 @@ def test_the_label_budget(make_run, report_of):
     assert [row.one("th").text for row in rows][:3] == ["case0", "case1 trained on", "case2"]
 
 
+def openings(workdir, *opened):
+    """A record of opened labels: (run, purpose, case) of each."""
+    lines = [json.dumps({"run_id": run, "purpose": purpose, "case_id": case}) for run, purpose, case in opened]
+    (workdir / "label_access.jsonl").write_text("\n".join([*lines, "cut off"]), encoding="utf-8")
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    (workdir / "run.json").write_text(json.dumps(run | {"label_ledger": {"run_id": "r"}}), encoding="utf-8")
+
+
+def test_the_labels_that_were_opened_are_shown_and_one_of_an_unlabelled_scan_stands_out(make_run, report_of):
+    workdir = make_run()
+    openings(
+        workdir, ("r", "training", "s01"), ("r", "training", "s01"), ("r", "scoring", "t01"), ("x", "crops", "s01")
+    )
+    labels = report_of(workdir).one("section", aria_labelledby="labels")
+    rows = [[node.text for node in row.children] for row in labels.all("tr")[1:]]
+    assert rows == [["training", "1", "2", "s01 "], ["scoring", "1", "1", "t01 "]]
+    openings(workdir, ("r", "training", "s01"), ("r", "training", "s02"))
+    labels = report_of(workdir).one("section", aria_labelledby="labels")
+    assert "not all of them labelled" in labels.all("tr")[1].text
+
+
+def test_the_coarse_stage_is_told(make_run, report_of):
+    workdir = make_run({"coarse_to_fine": True})
+    result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+    coarse = {"steps": 150, "duration_s": 60.0, "mean_region_share": 0.053, "taken_whole": ["s03"]}
+    (workdir / "result.json").write_text(json.dumps(result | {"coarse": coarse}), encoding="utf-8")
+    text = report_of(workdir).one("section", aria_labelledby="settings").text
+    assert "a first network of 150 steps" in text
+    assert "cut to 5.3 % of their voxels, 1 scan taken whole because a class was not found. s03" in text
+
+
 def test_panels_of_the_scored_cases(make_run, report_of):
     workdir = make_run(SAM, CASES)
     section = report_of(workdir).one("section", aria_labelledby="cases")
