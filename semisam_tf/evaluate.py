@@ -41,6 +41,9 @@ class EvaluateConfig:
     both_networks: bool = option(
         True, "Predict the cases that report.html draws with the other network as well, student or teacher."
     )
+    sam_pictures: bool = option(
+        True, "Ask the run's SAM, where it had one that is there still, about the cases that report.html draws."
+    )
     save_masks: str = option("", "Folder for predicted masks (NIfTI, in each scan's own geometry). Empty: none.")
     min_dice: float = option(0.0, "Exit with 1 when the mean Dice is below this.", unit="0..1")
 
@@ -92,6 +95,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     def load(case_id: str) -> Volume:
         return load_volume(files[case_id], with_label=ledger.access("scoring"), default_spacing_mm=spacing_mm)
 
+    def load_image(case_id: str) -> Volume:
+        return load_volume(files[case_id], with_label=False, default_spacing_mm=spacing_mm)
+
     def keep(volume: Volume, mask: np.ndarray, scores: dict[str, Any]) -> None:
         masks[volume.case_id] = mask
         if config.save_masks:
@@ -117,7 +123,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     save_picture(picture, report, load, masks)
     report |= {"output": str(output), "picture": str(picture), "report": ""}
     if output.resolve() == (workdir / METRICS_FILE).resolve():
-        report["report"] = _refresh_report(config, predictor, which, report, load, masks)
+        report["report"] = _refresh_report(config, predictor, which, report, load, load_image, masks)
     return report
 
 
@@ -127,6 +133,7 @@ def _refresh_report(
     which: str,
     report: dict[str, Any],
     load: Callable[[str], Volume],
+    load_image: Callable[[str], Volume],
     masks: Mapping[str, np.ndarray],
 ) -> str:
     """Draws the best, the median and the worst case for the run's report and writes it; returns its path.
@@ -150,28 +157,50 @@ def _refresh_report(
         # predict and serving need one network's weights only; the other's may have been removed.
         if config.both_networks and (workdir / f"{other}.weights.h5").is_file():
             second, _ = load_predictor(workdir, other, config.overlap, blend=config.blend)
-            predictions[other] = {case_id: second.mask(load(case_id)) for case_id in drawn}
-        predictions["sam"] = _sam_masks(workdir, predictor, drawn, load)
+            predictions[other] = {case_id: second.mask(load_image(case_id)) for case_id in drawn}
+        if config.sam_pictures:
+            predictions["sam"] = _sam_masks(predictor, drawn, load_image)
         overlays = scored_overlays(report, load, predictions, n_classes)
         sha256 = sha256_of(workdir / METRICS_FILE)
         write_json(workdir / SCORED_OVERLAYS_FILE, {"metrics_sha256": sha256, "cases": overlays})
         return str(write_report(workdir))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         logging.warning("The report of %s is not up to date: %s", workdir, error)
         return ""
 
 
-def _sam_masks(
-    workdir: Path, predictor: Predictor, case_ids: list[str], load: Callable[[str], Volume]
-) -> dict[str, np.ndarray]:
-    """SAM's last target of each of these cases that training has one of, uint8 [X, Y, Z] on the scan's own grid."""
-    from semisam_tf.training import checkpoint
-    from semisam_tf.training.targets import mask_of
+def _sam_masks(predictor: Predictor, case_ids: list[str], load_image: Callable[[str], Volume]) -> dict[str, np.ndarray]:
+    """What the run's SAM answers to the prediction of each case, uint8 [X, Y, Z] on the scan's own grid.
 
-    found = checkpoint.load_latest(workdir / "checkpoints") if predictor.config.sam_mode == "cached" else None
-    targets = {} if found is None else found[1].get("sam", {})
-    masks = {case_id: mask_of(targets[name]) for case_id in case_ids if (name := f"probs/{case_id}") in targets}
-    return {case_id: predictor.mask_to_own_grid(mask, load(case_id)) for case_id, mask in masks.items()}
+    Nothing of a run without SAM, nor where its export has gone: scores do not need it.
+    """
+    import numpy as np
+    from absl import logging
+
+    from semisam_tf.sam.session import SamCallError
+    from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
+
+    run = predictor.config
+    gone = [folder for folder in run.sam_folders() if not Path(folder).is_dir()]
+    if run.sam_mode == "off" or not run.sam_folders() or gone:
+        if gone:
+            logging.info("The report's cases are drawn without SAM: %s is not there.", ", ".join(gone))
+        return {}
+    # As on one crop: nothing is kept on disk, and no trust decides about the picture.
+    asked = dataclasses.replace(
+        run, sam_mode="online", sam_max_slices=0, sam_trust="one", sam_selftest=False, oracle_prompts=False
+    )
+    ensemble, masks = sam_ensemble(asked, [], sam_sessions(asked)), {}
+    for case_id in case_ids:
+        scan = load_image(case_id)
+        grid = predictor.training_grid(scan)
+        try:
+            said = ensemble.target(grid.image, predictor.probs(grid.image), spacing_mm=grid.spacing_mm)
+        except SamCallError as error:
+            logging.warning("SAM failed on %s, which is drawn without it: %s", case_id, error)
+            continue
+        masks[case_id] = predictor.mask_to_own_grid(said.probs.argmax(axis=-1).astype(np.uint8), scan)
+    return masks
 
 
 def _few(names: list[str]) -> tuple[int, str]:

@@ -175,6 +175,11 @@ class Predictor:
             raise ValueError("Expected a coarse network, since the run is coarse to fine. Received: coarse_model=None.")
         return self.locator.locate(volume)
 
+    def training_grid(self, volume: Volume) -> Volume:
+        """A scan as loaded, as the network sees it: turned, cut to its region, normalised, in the training spacing."""
+        turned = self.axis_order(volume).apply_to(dataclasses.replace(volume, label=None))
+        return self.preprocessing.to_training_grid(self._region(turned).crop(turned), self.config.n_classes)
+
     def mask(self, volume: Volume) -> np.ndarray:
         """`predict(volume).mask`: uint8 [X, Y, Z]."""
         return self.predict(volume).mask

@@ -105,9 +105,7 @@ def test_evaluate_refreshes_the_report_of_the_run(trained, tiny_cohort, tmp_path
     assert done.returncode == 0, done.stderr
     assert "Report:" not in done.stdout
     assert (workdir / "report.html").read_text(encoding="utf-8") == before
-    # case1 was trained on without its label, so SAM may have a target of it.
-    (tmp_path / "cases").write_text("case1\n", encoding="utf-8")
-    done = run("semisam_tf.evaluate", *words, f"--cases={tmp_path}/cases")
+    done = run("semisam_tf.evaluate", *words, f"--cases={tiny_cohort}/test.list")
     assert done.returncode == 0, done.stderr
     assert f"Report: {workdir / 'report.html'}" in done.stdout
     page, metrics = ((workdir / name).read_text(encoding="utf-8") for name in ("report.html", "metrics.json"))
@@ -116,6 +114,7 @@ def test_evaluate_refreshes_the_report_of_the_run(trained, tiny_cohort, tmp_path
     assert overlay["dice"]["teacher"] == json.loads(metrics)["mean"]["dice"]
     assert overlay["cuts"][0]["outlines"].keys() == {"truth", "teacher", "student", "sam"}
     assert "Only: " in page
+    assert "is its answer to the prediction" in page
     assert "semisam_tf.evaluate --workdir=" in page
     again = run("semisam_tf.report", f"--workdir={workdir}")
     assert again.stdout == f"Report: {workdir / 'report.html'}\n"

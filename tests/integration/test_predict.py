@@ -1,6 +1,7 @@
 """From scan file to mask file with a trained run, through every type of file and orientation."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from semisam_tf import evaluate
 from semisam_tf.data.itk import read_image, write_image
 from semisam_tf.data.label_access import outside_runs
+from semisam_tf.data.orientation import axis_order
 from semisam_tf.data.volumes import Volume, find_case, load_volume, save_volume_h5
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.options import OptionError
 from semisam_tf.predict import PredictConfig, main, predict
+from semisam_tf.sam.target import dice
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
@@ -228,3 +232,21 @@ def test_errors_name_the_fix_and_write_nothing(tiny_run, scan, tmp_path, capsys,
 def test_flags_are_checked_from_python_too():
     with pytest.raises(OptionError, match="--output is needed"):
         predict(PredictConfig("run", "scan"))
+
+
+@pytest.mark.parametrize("sam", ["tiny_sam", "tiny_volume_sam"])
+def test_sams_answer_to_a_scored_case_lies_on_its_organ(tiny_run, tiny_cohort, tmp_path, request, sam):
+    predictor, _ = load_predictor(tiny_run)
+    folder = request.getfixturevalue(sam)
+    predictor.config = dataclasses.replace(
+        predictor.config, sam_mode="cached", sam_dir=str(folder), sam_min_area_vox=1, workdir=str(tmp_path)
+    )
+    scan = load_volume(find_case(tiny_cohort, "case4"), with_label=outside_runs("a test"))
+    # Turned on file: SAM sees it as the network does, and the answer is turned back.
+    turned = axis_order("LPS", "PSL").apply_to(scan)
+    for volume in (scan, turned):
+        masks = evaluate._sam_masks(predictor, ["case4"], lambda _, volume=volume: volume)
+        assert dice(masks["case4"] > 0, volume.label > 0) > 0.6
+    assert list(tmp_path.iterdir()) == []
+    predictor.config = dataclasses.replace(predictor.config, sam_dir=str(tmp_path / "gone"))
+    assert evaluate._sam_masks(predictor, ["case4"], lambda _: scan) == {}
