@@ -88,11 +88,16 @@ _PAIRS = [
     *((f"{name}_own_targets", f"{name}_sam_targets") for name in _FRAMEWORKS),
     *((name, f"{name}_{whose}_targets") for name in _FRAMEWORKS for whose in ("own", "sam")),
     ("config_without_sam", "config"),
+    ("config", "config_longer_rounds"),
 ]
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
-CONFIGS = {"config": (), "config_without_sam": ("--sam_dir=",)}
+CONFIGS = {
+    "config": (),
+    "config_without_sam": ("--sam_dir=",),
+    "config_longer_rounds": ("--round_steps=600", "--max_steps=1200"),
+}
 # Where SAM teaches in the flagfile, and so something is to be left out.
-_DEFAULT_LABELED = {"config": ["1", "2", "4"], "config_without_sam": ["1"]}
+_DEFAULT_LABELED = {"config": ["1", "2", "4"], "config_without_sam": ["1", "4"], "config_longer_rounds": ["1"]}
 
 
 @dataclass(frozen=True)

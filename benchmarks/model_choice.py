@@ -41,12 +41,6 @@ _EVERY = flags.DEFINE_integer("every", 4, "Every so manieth unlabelled scan is a
 _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 
 
-def rounds_of(workdir: Path) -> list[Path]:
-    """Workdirs of a run's rounds, first to last."""
-    earlier = sorted(workdir.glob("rounds/*/result.json"), key=lambda path: int(path.parent.name))
-    return [*(path.parent for path in earlier), workdir]
-
-
 def measure(workdir: Path, data_dir: str, cases: list[str], every: int) -> dict[str, Any]:
     """Signals and Dice of every candidate."""
     from semisam_tf.data.label_access import LabelLedger
@@ -54,7 +48,7 @@ def measure(workdir: Path, data_dir: str, cases: list[str], every: int) -> dict[
     from semisam_tf.inference.metrics import case_metrics
     from semisam_tf.inference.predictor import load_predictor
     from semisam_tf.inference.ranking import mean_entropy
-    from semisam_tf.inference.run_folder import read_run, run_id_of, unlabelled_cases
+    from semisam_tf.inference.run_folder import read_run, rounds_of, run_id_of, unlabelled_cases
     from semisam_tf.sam.target import dice
     from semisam_tf.training.loop import load_unlabelled
 

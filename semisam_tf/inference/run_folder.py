@@ -62,6 +62,12 @@ def unlabelled_cases(run: dict[str, Any], data_dir: str = "") -> list[str]:
     return cases
 
 
+def rounds_of(workdir: Path) -> list[Path]:
+    """Folders of a run's finished rounds, first to last; the workdir itself is the last."""
+    earlier = sorted(workdir.glob(f"{ROUNDS_FOLDER}/*/{RESULT_FILE}"), key=lambda path: int(path.parent.name))
+    return [*(path.parent for path in earlier), workdir]
+
+
 def read_result(workdir: Path) -> dict[str, Any]:
     """`result.json`, which training writes last: steps, time, and what SAM did.
 

@@ -26,11 +26,3 @@ def test_each_signals_choice_is_marked_and_its_loss_counted(model_choice):
         "| 2 | teacher | 85.0 | **0.800** | -0.200 | **0.900** |",
         "| points below the best | last teacher: 1.0 | | 1.0 | 6.0 | 1.0 |",
     ]
-
-
-def test_rounds_come_in_their_order(model_choice, tmp_path):
-    for number in (2, 10, 1):
-        folder = tmp_path / "rounds" / str(number)
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text("{}", encoding="utf-8")
-    assert model_choice.rounds_of(tmp_path) == [*(tmp_path / "rounds" / n for n in ("1", "2", "10")), tmp_path]
