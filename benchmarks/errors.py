@@ -1,6 +1,6 @@
 """Where a finished run is wrong, and what could be had from it: errors by place, rounds, their mean, the grid's limit.
 
-    python benchmarks/errors.py --workdir=runs/la_4 --data_dir=../shared/la --name=la_4
+    python benchmarks/errors.py --workdir=runs/la_table/config_n4_seed0 --data_dir=../shared/la --name=la_4
     python benchmarks/errors.py --print_only
 
 Of each scoring case: Dice, precision and recall; which share of the organ is missed and which is added in each fifth of
@@ -62,6 +62,8 @@ def measure(workdir: Path, data_dir: str, cases: list[str]) -> list[dict[str, An
     from semisam_tf.sam.target import dice
 
     run = read_run(workdir)
+    if seen := sorted({*run["labelled"], *run["unlabelled"]} & {*cases}):
+        raise app.UsageError(f"{workdir} was trained on {', '.join(seen[:3])}, ...: name cases that it has not seen.")
     access = LabelLedger(workdir, run_id_of(run)).access("scoring")
     teachers = [load_predictor(folder, "teacher")[0] for folder in rounds_of(workdir)]
     preprocessing, n_classes = teachers[-1].preprocessing, run["config"].n_classes
@@ -72,7 +74,9 @@ def measure(workdir: Path, data_dir: str, cases: list[str]) -> list[dict[str, An
         spacing_mm = run["config"].default_spacing_mm or None
         scan = load_volume(find_case(data_dir, case_id), with_label=access, default_spacing_mm=spacing_mm)
         truth, predictions = scan.label > 0, [teacher.predict(scan) for teacher in teachers]
-        mean = largest_component(np.mean([p.probs for p in predictions], axis=0).argmax(axis=-1).astype(np.uint8))
+        mean = np.mean([p.probs for p in predictions], axis=0).argmax(axis=-1).astype(np.uint8)
+        if run["config"].largest_component:
+            mean = largest_component(mean)
         grid = preprocessing.to_training_grid(scan, n_classes)
         back = preprocessing.probs_to_own_grid(np.eye(n_classes, dtype=np.float32)[grid.label], scan.size)
         rows.append(

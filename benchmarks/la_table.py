@@ -95,9 +95,15 @@ CONFIGS = {
     "config": (),
     "config_without_sam": ("--sam_dir=",),
     "config_longer_rounds": ("--round_steps=600", "--max_steps=1200"),
+    "config_1500_steps": ("--max_steps=1500",),
 }
 # Where SAM teaches in the flagfile, and so something is to be left out.
-_DEFAULT_LABELED = {"config": ["1", "2", "4"], "config_without_sam": ["1", "4"], "config_longer_rounds": ["1"]}
+_DEFAULT_LABELED = {
+    "config": ["1", "2", "4"],
+    "config_without_sam": ["1", "4"],
+    "config_longer_rounds": ["1"],
+    "config_1500_steps": ["4"],
+}
 
 
 @dataclass(frozen=True)

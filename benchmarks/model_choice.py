@@ -1,6 +1,6 @@
 """Whether a run's best network can be told without labels: networks of every round, label-free signals, and Dice.
 
-    python benchmarks/model_choice.py --workdir=runs/la_1 --data_dir=../shared/la --name=la_1
+    python benchmarks/model_choice.py --workdir=runs/la_table/config_n4_seed0 --data_dir=../shared/la --name=la_4
     python benchmarks/model_choice.py --print_only
 
 Candidates are student and teacher of each round. A signal is the mean, over some of the run's unlabelled scans, of
@@ -56,6 +56,8 @@ def measure(workdir: Path, data_dir: str, cases: list[str], every: int) -> dict[
     config = dataclasses.replace(run["config"], data_dir=data_dir)
     if config.coarse_to_fine:
         raise app.UsageError("Signals are taken of whole scans: name a run without --coarse_to_fine.")
+    if seen := sorted({*run["labelled"], *run["unlabelled"]} & {*cases}):
+        raise app.UsageError(f"{workdir} was trained on {', '.join(seen[:3])}, ...: name cases that it has not seen.")
     access = LabelLedger(workdir, run_id_of(run)).access("scoring")
     asked = unlabelled_cases(run, data_dir)[::every]
     candidates = []

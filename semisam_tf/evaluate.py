@@ -159,47 +159,46 @@ def _refresh_report(
             second, _ = load_predictor(workdir, other, config.overlap, blend=config.blend)
             predictions[other] = {case_id: second.mask(load_image(case_id)) for case_id in drawn}
         if config.sam_pictures:
-            predictions["sam"] = _sam_masks(predictor, drawn, load_image)
+            predictions["sam"] = _sam_masks(workdir, predictor, drawn, load_image)
         overlays = scored_overlays(report, load, predictions, n_classes)
         sha256 = sha256_of(workdir / METRICS_FILE)
         write_json(workdir / SCORED_OVERLAYS_FILE, {"metrics_sha256": sha256, "cases": overlays})
         return str(write_report(workdir))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError) as error:
         logging.warning("The report of %s is not up to date: %s", workdir, error)
         return ""
 
 
-def _sam_masks(predictor: Predictor, case_ids: list[str], load_image: Callable[[str], Volume]) -> dict[str, np.ndarray]:
+def _sam_masks(
+    workdir: Path, predictor: Predictor, case_ids: list[str], load_image: Callable[[str], Volume]
+) -> dict[str, np.ndarray]:
     """What the run's SAM answers to the prediction of each case, uint8 [X, Y, Z] on the scan's own grid.
 
-    Nothing of a run without SAM, nor where its export has gone: scores do not need it.
+    Nothing, and a line in the log, where the run's SAM is not to be had: scores do not need it.
     """
     import numpy as np
     from absl import logging
 
-    from semisam_tf.sam.session import SamCallError
-    from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
+    from semisam_tf.training.sam_setup import sam_ensemble, sam_of_run, sam_sessions
 
-    run = predictor.config
-    gone = [folder for folder in run.sam_folders() if not Path(folder).is_dir()]
-    if run.sam_mode == "off" or not run.sam_folders() or gone:
-        if gone:
-            logging.info("The report's cases are drawn without SAM: %s is not there.", ", ".join(gone))
-        return {}
-    # As on one crop: nothing is kept on disk, and no trust decides about the picture.
-    asked = dataclasses.replace(
-        run, sam_mode="online", sam_max_slices=0, sam_trust="one", sam_selftest=False, oracle_prompts=False
-    )
-    ensemble, masks = sam_ensemble(asked, [], sam_sessions(asked)), {}
-    for case_id in case_ids:
-        scan = load_image(case_id)
-        grid = predictor.training_grid(scan)
-        try:
+    masks: dict[str, np.ndarray] = {}
+    try:
+        if not sam_of_run(workdir, predictor.config):
+            return masks
+        # As on one crop: nothing is kept on disk, and no trust decides about the picture.
+        asked = dataclasses.replace(
+            predictor.config, sam_mode="online", sam_max_slices=0, sam_axis=predictor.config.sam_axis[:1],
+            sam_trust="one", sam_selftest=False, oracle_prompts=False, sam_allow_cpu=True,
+        )  # fmt: skip
+        logging.info("SAM is asked about %d scans for the report; --nosam_pictures leaves that out.", len(case_ids))
+        ensemble = sam_ensemble(asked, [], sam_sessions(asked))
+        for case_id in case_ids:
+            scan = load_image(case_id)
+            grid = predictor.training_grid(scan)
             said = ensemble.target(grid.image, predictor.probs(grid.image), spacing_mm=grid.spacing_mm)
-        except SamCallError as error:
-            logging.warning("SAM failed on %s, which is drawn without it: %s", case_id, error)
-            continue
-        masks[case_id] = predictor.mask_to_own_grid(said.probs.argmax(axis=-1).astype(np.uint8), scan)
+            masks[case_id] = predictor.mask_to_own_grid(said.probs.argmax(axis=-1).astype(np.uint8), scan)
+    except Exception as error:  # ONNX Runtime's own have no common base; a picture is no reason to lose the report
+        logging.warning("The report's cases are drawn without SAM. %s: %s", type(error).__name__, error)
     return masks
 
 

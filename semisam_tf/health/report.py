@@ -143,7 +143,9 @@ class _Run:
         load = other_load()
         times, error = time_run(self.config, self._known_split(), self.ledger_dir)
         work = None
-        asks_sam = self.config.sam_mode in ("online", "cached") or self.config.rounds > 1
+        asks_sam = self.config.sam_mode in ("online", "cached") or (
+            self.config.rounds > 1 and not self.config.coarse_to_fine
+        )
         if self.manifests and asks_sam:
             work = sam_work(self.config, self.manifests, self.facts, self._known_split())
         if "peak_bytes" in times:

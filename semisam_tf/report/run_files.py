@@ -16,6 +16,7 @@ from semisam_tf.workdir import (
     LEDGER_FILE,
     METRICS_FILE,
     RESULT_FILE,
+    ROUNDS_FOLDER,
     RUN_FILE,
     SAM_OVERLAYS_FILE,
     SCORED_OVERLAYS_FILE,
@@ -85,7 +86,7 @@ def read_run_files(workdir: str | os.PathLike[str]) -> RunFiles:
         metrics,
         scored["cases"] if belongs else [],
         sam.get("cases", []),
-        _read_openings(folder / LEDGER_FILE, (run.get("label_ledger") or {}).get("run_id")),
+        _read_openings(folder),
     )
 
 
@@ -94,18 +95,24 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read_openings(path: Path, run_id: str | None) -> dict[str, dict[str, int]]:
-    """Purpose -> case -> how often the run opened its label; lines that cannot be read are the audit's to find."""
+def _read_openings(workdir: Path) -> dict[str, dict[str, int]]:
+    """Purpose -> case -> how often the run opened its label, in all rounds; the doctor's looks at the folder as well.
+
+    Lines that cannot be read are the audit's to find.
+    """
     found: dict[str, dict[str, int]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-            case_id, purpose, of = entry["case_id"], entry["purpose"], entry["run_id"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if of == run_id:
-            cases = found.setdefault(purpose, {})
-            cases[case_id] = cases.get(case_id, 0) + 1
+    for folder in (*sorted((workdir / ROUNDS_FOLDER).glob("*")), workdir):
+        run_id = ((_read_json(folder / RUN_FILE) or {}).get("label_ledger") or {}).get("run_id")
+        path = folder / LEDGER_FILE
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+            try:
+                entry = json.loads(line)
+                case_id, purpose, of = entry["case_id"], entry["purpose"], entry["run_id"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if of in (run_id, "doctor"):
+                cases = found.setdefault(purpose, {})
+                cases[case_id] = cases.get(case_id, 0) + 1
     return found
 
 

@@ -10,8 +10,8 @@ from semisam_tf.report.figures import METRIC_NAMES, count, is_distance, metric_n
 from semisam_tf.report.markup import Html, cell, details, element, heading, joined, table
 from semisam_tf.report.run_files import RunFiles
 
-_SAM_PANEL = "SAM's is its answer to the prediction, asked as in training; it is empty where nothing was predicted."
-_NO_SAM_PANEL = "SAM has no panel here: evaluate was told not to ask it, or found its export no longer there."
+_SAM_PANEL = "SAM's is its answer, about the whole scan, to the prediction that was scored; empty where that is."
+_NO_SAM_PANEL = "SAM has no panel here: evaluate was told not to ask it, or did not find the run's export, and says so."
 _NO_TARGETS = {
     "online": "SAM sees crops in this mode (online) and keeps no target of a scan; TensorBoard has the crops.",
     "offline": "SAM's targets are files in this mode (offline), made before it, by an earlier round or by pseudolabel.",

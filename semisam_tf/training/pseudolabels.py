@@ -48,7 +48,7 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
     Raises:
         OptionError: The folder's targets were made otherwise; names everything that differs.
     """
-    there = _making_of(folder)
+    there = making_of(folder)
     if there is None:
         if any(folder.glob("*.h5")):
             raise OptionError(
@@ -56,6 +56,8 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
             )
         write_json(folder / MAKING_FILE, making)
         return
+    if isinstance(there.get(LEARNED_FROM), list):
+        there[LEARNED_FROM] = sorted(there[LEARNED_FROM])  # other versions kept it in other orders
     if LEARNED_FROM not in there:
         # Of an older version. The run that made them is compared below, so what it rests on is known now.
         there[LEARNED_FROM] = making[LEARNED_FROM]
@@ -71,10 +73,11 @@ def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
 
 def targets_learned_from(folder: Path) -> list[str] | None:
     """Cases whose labels a folder's targets rest on; None where that is not on record."""
-    return (_making_of(folder) or {}).get(LEARNED_FROM)
+    return (making_of(folder) or {}).get(LEARNED_FROM)
 
 
-def _making_of(folder: Path) -> dict[str, Any] | None:
+def making_of(folder: Path) -> dict[str, Any] | None:
+    """How a folder's targets were made, as `require_same_making` kept it; None where that is not on record."""
     path = folder / MAKING_FILE
     if not path.is_file():
         return None

@@ -11,6 +11,7 @@ from absl import logging
 
 from semisam_tf.config import Config
 from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.run_folder import read_run, rounds_of
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.ensemble import SamEnsemble
@@ -18,6 +19,7 @@ from semisam_tf.sam.manifest import load_manifest
 from semisam_tf.sam.prompts import prompt_kinds
 from semisam_tf.sam.session import SamSession
 from semisam_tf.sam.trust import OrganPrior, parse
+from semisam_tf.training.pseudolabels import making_of
 from semisam_tf.training.selftest import selftest_of
 
 # Settings that mean something for a SAM of slices only.
@@ -57,6 +59,25 @@ def asking_of(config: Config) -> dict[str, Any]:
     settings = {f"--{name}": getattr(config, name) for name in _ASKING}
     models = [load_manifest(folder).sha256 for folder in config.sam_folders()]
     return json.loads(json.dumps({"SAM": models, **settings}))
+
+
+def sam_of_run(workdir: Path, config: Config) -> bool:
+    """Whether a finished run was taught by the SAM that its settings name, and that is there still, the same files."""
+    if config.sam_mode == "off" or not config.sam_folders() or (config.sam_mode == "offline" and config.rounds == 1):
+        return False  # of targets that somebody made beforehand the settings know no SAM
+    gone = [folder for folder in config.sam_folders() if not Path(folder).is_dir()]
+    if gone:
+        logging.info("%s is not there: SAM is left out of the pictures.", ", ".join(gone))
+        return False
+    there = [dict(load_manifest(folder).sha256) for folder in config.sam_folders()]
+    if config.sam_mode == "offline":
+        making = making_of(rounds_of(workdir)[-2] / "targets")
+        used = None if making is None else making.get("SAM")
+    else:
+        used = read_run(workdir).get("sam_sha256")
+    if used != there:
+        logging.info("%s is another export than the run's: SAM is left out of the pictures.", config.sam_dir)
+    return used == there
 
 
 def looks_at_labels(config: Config) -> bool:

@@ -47,7 +47,8 @@ def time_run(config: Config, labelled: list[str], unlabelled: list[str], ledger_
     labels = LabelLedger(ledger_dir, "doctor").access("timing")
     # Targets that are files take no time worth counting. Those of earlier rounds are made as cached ones are.
     if config.sam_mode == "offline":
-        asks = config.rounds > 1 and config.sam_folders()
+        # Not of a coarse-to-fine run: it predicts regions, which nobody knows yet, and whole scans would take too long.
+        asks = config.rounds > 1 and config.sam_folders() and not config.coarse_to_fine
         config = dataclasses.replace(config, sam_mode="cached" if asks else "off", rounds=1)
     coarse = _time_coarse(config, Split(tuple(labelled), ()), labels) if config.coarse_to_fine else {}
     sessions = sam_sessions(config)

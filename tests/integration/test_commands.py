@@ -114,7 +114,7 @@ def test_evaluate_refreshes_the_report_of_the_run(trained, tiny_cohort, tmp_path
     assert overlay["dice"]["teacher"] == json.loads(metrics)["mean"]["dice"]
     assert overlay["cuts"][0]["outlines"].keys() == {"truth", "teacher", "student", "sam"}
     assert "Only: " in page
-    assert "is its answer to the prediction" in page
+    assert "is its answer, about the whole scan" in page
     assert "semisam_tf.evaluate --workdir=" in page
     again = run("semisam_tf.report", f"--workdir={workdir}")
     assert again.stdout == f"Report: {workdir / 'report.html'}\n"

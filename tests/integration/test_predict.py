@@ -21,7 +21,9 @@ from semisam_tf.data.volumes import Volume, find_case, load_volume, save_volume_
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.options import OptionError
 from semisam_tf.predict import PredictConfig, main, predict
+from semisam_tf.sam.manifest import load_manifest
 from semisam_tf.sam.target import dice
+from semisam_tf.training import sam_setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
@@ -235,18 +237,36 @@ def test_flags_are_checked_from_python_too():
 
 
 @pytest.mark.parametrize("sam", ["tiny_sam", "tiny_volume_sam"])
-def test_sams_answer_to_a_scored_case_lies_on_its_organ(tiny_run, tiny_cohort, tmp_path, request, sam):
+def test_sams_answer_to_a_scored_case_lies_on_its_organ(tiny_run, tiny_cohort, tmp_path, request, sam, monkeypatch):
     predictor, _ = load_predictor(tiny_run)
     folder = request.getfixturevalue(sam)
     predictor.config = dataclasses.replace(
         predictor.config, sam_mode="cached", sam_dir=str(folder), sam_min_area_vox=1, workdir=str(tmp_path)
     )
+    record = {"sam_sha256": [dict(load_manifest(folder).sha256)]}
+    monkeypatch.setattr(sam_setup, "read_run", lambda workdir: record)
     scan = load_volume(find_case(tiny_cohort, "case4"), with_label=outside_runs("a test"))
     # Turned on file: SAM sees it as the network does, and the answer is turned back.
     turned = axis_order("LPS", "PSL").apply_to(scan)
     for volume in (scan, turned):
-        masks = evaluate._sam_masks(predictor, ["case4"], lambda _, volume=volume: volume)
+        masks = evaluate._sam_masks(tmp_path, predictor, ["case4"], lambda _, volume=volume: volume)
         assert dice(masks["case4"] > 0, volume.label > 0) > 0.6
     assert list(tmp_path.iterdir()) == []
+    record["sam_sha256"] = [{"encoder.onnx": "of another"}]
+    assert evaluate._sam_masks(tmp_path, predictor, ["case4"], lambda _: scan) == {}
     predictor.config = dataclasses.replace(predictor.config, sam_dir=str(tmp_path / "gone"))
-    assert evaluate._sam_masks(predictor, ["case4"], lambda _: scan) == {}
+    assert evaluate._sam_masks(tmp_path, predictor, ["case4"], lambda _: scan) == {}
+
+
+def test_a_sam_that_breaks_costs_the_picture_alone(tiny_run, tiny_sam, tmp_path, monkeypatch, caplog):
+    class OnnxRuntimeFail(Exception):
+        """As ONNX Runtime's own: of no base that anybody would name."""
+
+    def broken(config):
+        raise OnnxRuntimeFail("opset 99")
+
+    monkeypatch.setattr(sam_setup, "sam_of_run", lambda workdir, config: True)
+    monkeypatch.setattr(sam_setup, "sam_sessions", broken)
+    predictor, _ = load_predictor(tiny_run)
+    assert evaluate._sam_masks(tmp_path, predictor, ["case4"], lambda _: None) == {}
+    assert "drawn without SAM. OnnxRuntimeFail: opset 99" in caplog.text

@@ -142,14 +142,24 @@ def openings(workdir, *opened):
 def test_the_labels_that_were_opened_are_shown_and_one_of_an_unlabelled_scan_stands_out(make_run, report_of):
     workdir = make_run()
     openings(
-        workdir, ("r", "training", "s01"), ("r", "training", "s01"), ("r", "scoring", "t01"), ("x", "crops", "s01")
-    )
+        workdir, ("r", "training", "s01"), ("r", "training", "s01"), ("r", "scoring", "t01"),
+        ("another run", "crops", "s01"), ("doctor", "data_check", "s01"),
+    )  # fmt: skip
+    earlier = workdir / "rounds" / "1"
+    earlier.mkdir(parents=True)
+    (earlier / "run.json").write_text('{"label_ledger": {"run_id": "first"}}', encoding="utf-8")
+    line = b'{"run_id": "first", "purpose": "self_test", "case_id": "s01"}'
+    (earlier / "label_access.jsonl").write_bytes(line + b"\n\xff\n")
     labels = report_of(workdir).one("section", aria_labelledby="labels")
     rows = [[node.text for node in row.children] for row in labels.all("tr")[1:]]
-    assert rows == [["training", "1", "2", "s01 "], ["scoring", "1", "1", "t01 "]]
+    assert rows == [
+        ["self test", "1", "1", "s01 "], ["training", "1", "2", "s01 "], ["scoring", "1", "1", "t01 "],
+        ["data check", "1", "1", "s01 "],
+    ]  # fmt: skip
     openings(workdir, ("r", "training", "s01"), ("r", "training", "s02"))
     labels = report_of(workdir).one("section", aria_labelledby="labels")
-    assert "not all of them labelled" in labels.all("tr")[1].text
+    (training,) = (row.text for row in labels.all("tr")[1:] if row.text.startswith("training"))
+    assert "not all of them labelled" in training
 
 
 def test_the_coarse_stage_is_told(make_run, report_of):

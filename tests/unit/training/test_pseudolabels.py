@@ -13,6 +13,7 @@ from semisam_tf.options import OptionError
 from semisam_tf.training.pseudolabels import (
     StoredTargets,
     read_target,
+    require_same_making,
     target_path,
     target_region,
     targets_learned_from,
@@ -88,3 +89,10 @@ def test_a_damaged_region_or_making_names_its_file(tmp_path):
     (tmp_path / "making.json").write_text("{", encoding="utf-8")
     with pytest.raises(OptionError, match=r"Expected JSON in .*making\.json"):
         targets_learned_from(tmp_path)
+
+
+def test_what_targets_rest_on_is_compared_in_no_order(tmp_path):
+    require_same_making(tmp_path, {"run": "r", "learned_from": ["b", "a"]})
+    require_same_making(tmp_path, {"run": "r", "learned_from": ["a", "b"]})
+    with pytest.raises(OptionError, match="learned_from"):
+        require_same_making(tmp_path, {"run": "r", "learned_from": ["a", "c"]})
