@@ -25,7 +25,7 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import load_network
 from semisam_tf.inference.region import COARSE_FOLDER, Locator, Region, RegionTally, box_around, coarse_settings
 from semisam_tf.inference.run_folder import read_result
-from semisam_tf.training.pseudolabels import target_region
+from semisam_tf.training.pseudolabels import target_path, target_region
 from semisam_tf.training.state import Training
 from semisam_tf.workdir import RESULT_FILE
 
@@ -53,15 +53,8 @@ class CoarseStage:
         self.tally = RegionTally()
 
     def crop(self, volume: Volume) -> Volume:
-        """A training scan, as loaded, cut to its region.
-
-        Raises:
-            FileNotFoundError, ValueError: An unlabelled scan has to have a target, and it has none of a region.
-        """
-        if volume.label is None and self.config.sam_mode == "offline":
-            region = target_region(Path(self.config.targets_dir), volume.case_id)
-        else:
-            region = training_region(self.locator.locate(volume), volume, self.config.region_margin_mm)
+        """A training scan, as loaded, cut to its region."""
+        region = region_in_training(self.locator, volume)
         self.tally.add(volume, region)
         return region.crop(volume)
 
@@ -69,6 +62,18 @@ class CoarseStage:
         """JSON values: the coarse training's time, and what became of the training scans."""
         trained = read_result(Path(self.config.workdir) / COARSE_FOLDER)
         return {**{key: trained[key] for key in ("steps", "duration_s")}, **self.tally.summary()}
+
+
+def region_in_training(locator: Locator, volume: Volume) -> Region:
+    """Where the training of a run looks in a scan as loaded, whether it goes on or is finished.
+
+    Raises:
+        ValueError: The scan's target on file is damaged, or of a run that looks at whole scans.
+    """
+    config, folder = locator.config, Path(locator.config.targets_dir)
+    if volume.label is None and config.sam_mode == "offline" and target_path(folder, volume.case_id).is_file():
+        return target_region(folder, volume.case_id)
+    return training_region(locator.locate(volume), volume, config.region_margin_mm)
 
 
 def training_region(region: Region, volume: Volume, margin_mm: float) -> Region:
@@ -80,9 +85,7 @@ def training_region(region: Region, volume: Volume, margin_mm: float) -> Region:
 
 
 class RegionCutter:
-    """Cuts scans to where a finished run looks, labelled ones around their label too, and remembers where.
-
-    Without `locator` they stay whole.
+    """Cuts scans as the training of a finished run cuts them, and remembers where; without `locator` they stay whole.
 
     Attributes:
         regions: By case; None of those that stayed whole for want of a locator.
@@ -97,7 +100,7 @@ class RegionCutter:
         if self.locator is None:
             self.regions[volume.case_id] = None
             return volume
-        region = training_region(self.locator.locate(volume), volume, self.locator.config.region_margin_mm)
+        region = region_in_training(self.locator, volume)
         self.regions[volume.case_id] = region
         return region.crop(volume)
 

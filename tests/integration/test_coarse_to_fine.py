@@ -206,6 +206,9 @@ def test_targets_teach_a_coarse_to_fine_run_where_they_lie(targets, tiny_cohort,
     assert result["sam"]["taught_share"] > 0.3
     # The coarse network of four steps finds next to nothing; the target's run knew where the organ is.
     assert "case3" not in result["coarse"]["taken_whole"]
+    # And what this run says of the scan is of the region that it has learned.
+    assert pseudolabel.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'next'}", "--nonifti"]) == 0
+    assert target_region(tmp_path / "next", "case3") == target_region(targets, "case3")
 
 
 def test_targets_of_whole_scans_are_refused(tiny_run, tiny_cohort, tmp_path):
