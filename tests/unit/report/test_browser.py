@@ -29,7 +29,8 @@ _FRAME = """<!DOCTYPE html><body><script>addEventListener("message", event => {{
 
 def run_browser(page, *options):
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=4000"]
-    return subprocess.run([*words, *options, f"file://{page}"], capture_output=True, text=True, timeout=120, check=True)
+    command = [*words, *options, f"file://{page}"]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
