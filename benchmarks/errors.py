@@ -11,14 +11,13 @@ No network is trained; one JSON a run below benchmarks/results/errors.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from machine import describe, keep
+from machine import describe, measure_and_print
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "errors"
@@ -120,17 +119,14 @@ def _line(title: str, rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measures, writes the JSON, prints the tables of all results present."""
-    if argv[1:]:
-        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
-    if not _PRINT_ONLY.value:
-        from semisam_tf.data.splits import read_cases
+    from semisam_tf.data.splits import read_cases
 
-        if not (_WORKDIR.value and _DATA_DIR.value and _NAME.value):
-            raise app.UsageError("--workdir, --data_dir and --name are needed.")
-        rows = measure(Path(_WORKDIR.value), _DATA_DIR.value, read_cases(_CASES.value))
-        keep(RESULTS / f"{_NAME.value}.json", {"name": _NAME.value, "cases": rows, "machine": describe()})
-    for path in sorted(RESULTS.glob("*.json")):
-        sys.stdout.write(table(json.loads(path.read_text(encoding="utf-8"))) + "\n\n")
+    def measured() -> dict[str, Any]:
+        cases = measure(Path(_WORKDIR.value), _DATA_DIR.value, read_cases(_CASES.value))
+        return {"cases": cases, "machine": describe()}
+
+    needed = {"workdir": _WORKDIR.value, "data_dir": _DATA_DIR.value, "name": _NAME.value}
+    measure_and_print(argv, RESULTS, measured, table, needed, _PRINT_ONLY.value)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ No network is trained; one JSON a run below benchmarks/results/model_choice.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from machine import describe, keep
+from machine import describe, measure_and_print
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "model_choice"
@@ -116,17 +115,13 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measures, writes the JSON, prints the tables of all results present."""
-    if argv[1:]:
-        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
-    if not _PRINT_ONLY.value:
-        from semisam_tf.data.splits import read_cases
+    from semisam_tf.data.splits import read_cases
 
-        if not (_WORKDIR.value and _DATA_DIR.value and _NAME.value):
-            raise app.UsageError("--workdir, --data_dir and --name are needed.")
-        result = measure(Path(_WORKDIR.value), _DATA_DIR.value, read_cases(_CASES.value), _EVERY.value)
-        keep(RESULTS / f"{_NAME.value}.json", {"name": _NAME.value} | result)
-    for path in sorted(RESULTS.glob("*.json")):
-        sys.stdout.write(table(json.loads(path.read_text(encoding="utf-8"))) + "\n\n")
+    def measured() -> dict[str, Any]:
+        return measure(Path(_WORKDIR.value), _DATA_DIR.value, read_cases(_CASES.value), _EVERY.value)
+
+    needed = {"workdir": _WORKDIR.value, "data_dir": _DATA_DIR.value, "name": _NAME.value}
+    measure_and_print(argv, RESULTS, measured, table, needed, _PRINT_ONLY.value)
 
 
 if __name__ == "__main__":

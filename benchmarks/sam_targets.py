@@ -13,7 +13,6 @@ benchmarks/results/sam_targets.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from machine import describe, keep
+from machine import describe, measure_and_print
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "sam_targets"
@@ -157,16 +156,13 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, unless there is nothing to run, and prints all tables."""
-    if argv[1:]:
-        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
-    if not _PRINT_ONLY.value:
-        if not (_WORKDIR.value and _DATA_DIR.value and _NAME.value):
-            raise app.UsageError("--workdir, --data_dir and --name are needed (or --print_only).")
-        result = {"name": _NAME.value} | measure(Path(_WORKDIR.value), _DATA_DIR.value, _EVERY.value)
-        keep(RESULTS / f"{_NAME.value}.json", result)
-    for path in sorted(RESULTS.glob("*.json")):
-        sys.stdout.write(table(json.loads(path.read_text(encoding="utf-8"))) + "\n\n")
+    """Measures, writes the JSON, prints the tables of all results present."""
+
+    def measured() -> dict[str, Any]:
+        return measure(Path(_WORKDIR.value), _DATA_DIR.value, _EVERY.value)
+
+    needed = {"workdir": _WORKDIR.value, "data_dir": _DATA_DIR.value, "name": _NAME.value}
+    measure_and_print(argv, RESULTS, measured, table, needed, _PRINT_ONLY.value)
 
 
 if __name__ == "__main__":
