@@ -98,6 +98,14 @@ class Config:
     )
     largest_component: bool = option(False, "Predictions keep the largest connected component of each class.")
 
+    # Devices
+    devices: int = option(
+        1,
+        "Devices of this process that share each batch: GPUs, or where there is none, parts of the processor. Several "
+        "processes share it by TF_CONFIG (docs/devices.md).",
+        unit="devices",
+    )
+
     # Optimiser
     optimizer: str = option("sgd", "sgd is the paper's: momentum, L2 in the gradient.", choices=("sgd", "adamw"))
     learning_rate: float = option(0.01, "Learning rate at the start.")
@@ -282,8 +290,8 @@ def validate(config: Config) -> None:
             "Weights, rates, noise and momentum: expected finite values of at least 0.",
         ),
         (
-            min(config.max_steps, config.filters, config.data_workers, config.lr_decay_every) < 1,
-            "--max_steps, --filters, --data_workers and --lr_decay_every: expected at least 1.",
+            min(config.max_steps, config.filters, config.data_workers, config.lr_decay_every, config.devices) < 1,
+            "--max_steps, --filters, --data_workers, --lr_decay_every and --devices: expected at least 1.",
         ),
         (not 0 <= config.dropout < 1, "--dropout: expected a rate in [0, 1)."),
         (not 0 <= config.ema_decay < 1, "--ema_decay: expected a value in [0, 1)."),

@@ -19,6 +19,7 @@ import pytest
 # Imports point to a lower rank or stay in their room. A module at the top of semisam_tf is a base module, below all
 # rooms, or an entry point, above them: a program with `if __name__ == "__main__"`.
 ROOM_RANKS = {
+    "distribution": 0.5,
     "data": 1, "models": 1, "report": 1, "sam": 1, "semi": 1,
     "inference": 2,
     "health": 3, "preparation": 3, "serving": 3, "training": 3,

@@ -30,12 +30,14 @@ class Batch:
         labels: uint8 [L, X, Y, Z], of the labelled items only: there is nothing to leak.
         case_ids: B names.
         transforms: B transforms from the case's grid to its patch; a SAM target of the case goes through the same.
+        items: Place of each in the whole batch: 0..B-1, unless this is one process's share of it.
     """
 
     images: np.ndarray
     labels: np.ndarray
     case_ids: list[str]
     transforms: list[SpatialTransform]
+    items: tuple[int, ...]
 
 
 class TwoStream:
@@ -54,6 +56,7 @@ class TwoStream:
         augment: AugmentConfig,
         seed: int,
         foreground_fraction: float = 0.5,
+        items: Sequence[int] | None = None,
     ) -> None:
         """Checks what it is given.
 
@@ -67,6 +70,7 @@ class TwoStream:
             seed: Non-negative.
             foreground_fraction: Probability that a labelled patch is centred on a voxel of an organ (first the
                 class is drawn, then the voxel). Unlabelled patches are uniform in the scan.
+            items: Which items of each batch are made, labelled ones first; None: all.
 
         Raises:
             ValueError: Counts do not fit, a labelled scan has no label, or an unlabelled scan carries one.
@@ -75,6 +79,7 @@ class TwoStream:
         self.batch_size, self.labelled_per_batch = batch_size, labelled_per_batch
         self.patch_size = tuple(int(n) for n in patch_size)
         self.augment, self.seed, self.foreground_fraction = augment, seed, foreground_fraction
+        self.items = tuple(range(batch_size)) if items is None else tuple(items)
         self._check()
         self._foreground = [_foreground_voxels(volume.label) for volume in self.labelled if volume.label is not None]
         scans = [*self.labelled, *self.unlabelled] if augment.style > 0 else []
@@ -114,7 +119,7 @@ class TwoStream:
     def batch(self, t: int) -> Batch:
         """Batch number `t` (from 0)."""
         images, labels, case_ids, transforms = [], [], [], []
-        for item in range(self.batch_size):
+        for item in self.items:
             rng = np.random.default_rng([self.seed, t, item])
             volume, foreground = self._case(t, item)
             transform = SpatialTransform.sample(
@@ -131,7 +136,7 @@ class TwoStream:
                 labels.append(transform.apply(volume.label, order=0))
             case_ids.append(volume.case_id)
             transforms.append(transform)
-        return Batch(np.stack(images), np.stack(labels), case_ids, transforms)
+        return Batch(np.stack(images), np.stack(labels), case_ids, transforms, self.items)
 
     def _case(self, t: int, item: int) -> tuple[Volume, list[np.ndarray]]:
         """The scan of an item and the flat indices of its foreground voxels per class (none for unlabelled)."""
@@ -166,8 +171,10 @@ class TwoStream:
         return tuple(int(i) for i in np.unravel_index(int(voxels[rng.integers(len(voxels))]), volume.size))
 
 
-def stream_of(config: Config, labelled: Sequence[Volume], unlabelled: Sequence[Volume]) -> TwoStream:
-    """The batches that a run's settings describe."""
+def stream_of(
+    config: Config, labelled: Sequence[Volume], unlabelled: Sequence[Volume], items: Sequence[int] | None = None
+) -> TwoStream:
+    """The batches that a run's settings describe, or the `items` of each that are one process's share."""
     return TwoStream(
         labelled,
         unlabelled,
@@ -177,6 +184,7 @@ def stream_of(config: Config, labelled: Sequence[Volume], unlabelled: Sequence[V
         augment=augment_of(config),
         seed=config.seed,
         foreground_fraction=config.foreground_fraction,
+        items=items,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from semisam_tf.distribution.replicas import replica_count, replica_index
+
 
 @keras.saving.register_keras_serializable("semisam_tf")
 class SeededDropout(keras.layers.Layer):
@@ -41,7 +43,9 @@ class SeededDropout(keras.layers.Layer):
             return keras.random.dropout(x, self.rate, seed=self.seed_generator)
         shape = tf.shape(x)
         batch, channels = shape[0], shape[4]
-        kept = keras.random.uniform((batch, channels), seed=self.seed_generator) >= self.rate
+        # Replicas share the state; each takes other rows of one draw.
+        drawn = keras.random.uniform((replica_count() * batch, channels), seed=self.seed_generator)
+        kept = drawn[replica_index() * batch :][:batch] >= self.rate
         scale = tf.cast(kept, x.dtype) / tf.cast(1 - self.rate, x.dtype)
         # Whole lines along Z at once: broadcasting over rows of C values alone is slower.
         lines = tf.reshape(x, tf.stack([batch, -1, shape[3] * channels]))

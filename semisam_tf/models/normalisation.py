@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from semisam_tf.distribution.replicas import replica_count, summed
+
 # PyTorch's: epsilon 1e-5 (Keras has 1e-3), momentum 0.1 of the new value (which is 0.9 in Keras' sense).
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -37,12 +39,25 @@ def _fused_batch_norm(
     return tf.ensure_shape(tf.reshape(out[0], shape), x.shape), out[1], out[2]
 
 
+def _synchronised_batch_norm(
+    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """What `_fused_batch_norm` computes in training, over the items of all replicas."""
+    values = tf.cast(x, scale.dtype)
+    axes = list(range(x.shape.rank - 1))
+    count = tf.cast(replica_count() * tf.reduce_prod(tf.shape(x)[:-1]), scale.dtype)
+    mean = summed(tf.reduce_sum(values, axes)) / count
+    variance = summed(tf.reduce_sum(tf.math.squared_difference(values, mean), axes)) / count
+    out = tf.nn.batch_normalization(values, mean, variance, offset, scale, EPSILON)
+    return tf.cast(out, x.dtype), mean, variance * count / (count - 1)
+
+
 @keras.saving.register_keras_serializable("semisam_tf")
 class TorchBatchNormalization(keras.layers.Layer):
     """Batch normalisation whose running variance is the unbiased one, as PyTorch keeps it.
 
     Input and output: [B, X, Y, Z, C]. `training=True` normalises by the batch's own statistics and moves the running
-    ones by a tenth; otherwise the running ones are used.
+    ones by a tenth; otherwise the running ones are used. A batch that several devices share is one batch.
 
     Reference: torch.nn.BatchNorm3d (eps 1e-5, momentum 0.1, affine).
     Departs: from keras.layers.BatchNormalization, which keeps the biased variance and goes to inference mode when
@@ -54,7 +69,7 @@ class TorchBatchNormalization(keras.layers.Layer):
         channels = (input_shape[-1],)
         self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros", autocast=False)
-        # Each replica of a distribution strategy moves its own; reading takes their mean.
+        # Each replica of a distribution strategy writes the same; "mean" is how they agree on it.
         running: dict[str, Any] = {"shape": channels, "trainable": False, "autocast": False, "aggregation": "mean"}
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **running)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **running)
@@ -64,8 +79,11 @@ class TorchBatchNormalization(keras.layers.Layer):
         if not training:
             running = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
             return _fused_batch_norm(x, gamma, beta, *running, training=False)[0]
-        empty = tf.zeros([0])  # the kernel wants no running statistics when it computes its own
-        y, mean, variance = _fused_batch_norm(x, gamma, beta, empty, empty, training=True)
+        if replica_count() > 1:
+            y, mean, variance = _synchronised_batch_norm(x, gamma, beta)
+        else:
+            empty = tf.zeros([0])  # the kernel wants no running statistics when it computes its own
+            y, mean, variance = _fused_batch_norm(x, gamma, beta, empty, empty, training=True)
         self.moving_mean.assign(MOMENTUM * self.moving_mean + (1 - MOMENTUM) * mean)
         self.moving_variance.assign(MOMENTUM * self.moving_variance + (1 - MOMENTUM) * variance)
         return y

@@ -6,7 +6,6 @@ A framework never sees SAM and never sees weights: `training.step` adds the SAM 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -53,18 +52,22 @@ class Inputs:
     distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.squared_distance
     second: Student | None = None
     discriminator: Discriminator | None = None
+    _passed: list[tf.Tensor] = dataclasses.field(default_factory=list, init=False, repr=False)
 
-    @functools.cached_property
+    @property
     def student_logits(self) -> tf.Tensor:
         """[B, X, Y, Z, K]: the student on the batch as it is. One pass, however often it is asked for."""
-        return self.student(self.images)
+        # No functools.cached_property: until Python 3.12 it holds one lock for all objects, and the threads in which
+        # several devices trace this wait for each other in the pass.
+        if not self._passed:
+            self._passed.append(self.student(self.images))
+        return self._passed[0]
 
     @property
     def unlabelled_logits(self) -> tf.Tensor:
         """[B - L, X, Y, Z, K], for SAM: of `student_logits` if the framework asked for it, else a pass of its own."""
         first = self.labels.shape[0]
-        known = "student_logits" in self.__dict__
-        return self.student_logits[first:] if known else self.student(self.images[first:])
+        return self.student_logits[first:] if self._passed else self.student(self.images[first:])
 
 
 def supervised(inputs: Inputs) -> Terms:

@@ -1,11 +1,16 @@
 """Loss terms. `probs` are softmax outputs [B, X, Y, Z, K]; `labels` are class indices [B, X, Y, Z].
 
-Every function returns a float32 scalar. Reference: shared/FACTS.md section 1; golden values in tests/parity.
+Every function returns a float32 scalar. Where several devices share a batch, the sums that a ratio is made of are over
+all of it; a mean is over each device's own items, which are as many on each.
+
+Reference: shared/FACTS.md section 1; golden values in tests/parity.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
+
+from semisam_tf.distribution.replicas import summed
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, where: tf.Tensor | None = None) -> tf.Tensor:
@@ -17,7 +22,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, where: tf.Tensor | None 
     values = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
     if where is None:
         return tf.reduce_mean(values)
-    return tf.math.divide_no_nan(tf.reduce_sum(where * values), tf.reduce_sum(where))
+    return tf.math.divide_no_nan(summed(tf.reduce_sum(where * values)), summed(tf.reduce_sum(where)))
 
 
 def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5, where: tf.Tensor | None = None) -> tf.Tensor:
@@ -33,8 +38,8 @@ def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5, where: 
     if where is not None:
         one_hot, foreground = one_hot * where[..., None], foreground * where[..., None]
     axes = [0, 1, 2, 3]
-    overlap = tf.reduce_sum(foreground * one_hot, axes)
-    size = tf.reduce_sum(foreground * foreground, axes) + tf.reduce_sum(one_hot, axes)
+    overlap = summed(tf.reduce_sum(foreground * one_hot, axes))
+    size = summed(tf.reduce_sum(foreground * foreground, axes) + tf.reduce_sum(one_hot, axes))
     return tf.reduce_mean(1.0 - (2.0 * overlap + smooth) / (size + smooth))
 
 
@@ -69,7 +74,8 @@ def uncertainty_masked_distance(distance: tf.Tensor, uncertainty: tf.Tensor, thr
     No voxel kept gives 0.
     """
     mask = tf.cast(uncertainty < threshold, distance.dtype)
-    return tf.reduce_sum(mask * tf.reduce_sum(distance, axis=-1)) / (2.0 * tf.reduce_sum(mask) + 1e-16)
+    kept = summed(tf.reduce_sum(mask * tf.reduce_sum(distance, axis=-1)))
+    return kept / (2.0 * summed(tf.reduce_sum(mask)) + 1e-16)
 
 
 def sam_distance(student_logits: tf.Tensor, sam_probs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
@@ -98,8 +104,8 @@ def target_cross_entropy(student_logits: tf.Tensor, target_probs: tf.Tensor, wei
     entropy = tf.reduce_mean(weight * tf.nn.softmax_cross_entropy_with_logits(target_probs, student_logits))
     student, target = tf.nn.softmax(student_logits)[..., 1:], target_probs[..., 1:]
     axes, voxel_weight = [0, 1, 2, 3], weight[..., None]
-    overlap = tf.reduce_sum(voxel_weight * student * target, axes)
-    size = tf.reduce_sum(voxel_weight * (student * student + target * target), axes)
+    overlap = summed(tf.reduce_sum(voxel_weight * student * target, axes))
+    size = summed(tf.reduce_sum(voxel_weight * (student * student + target * target), axes))
     return entropy + tf.reduce_mean(1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))
 
 

@@ -23,6 +23,7 @@ from semisam_tf.data.orientation import common_axis_code
 from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.splits import Split, split_of
 from semisam_tf.data.volumes import Volume
+from semisam_tf.distribution.devices import devices_of
 from semisam_tf.inference.region import COARSE_FOLDER
 from semisam_tf.inference.run_folder import read_result
 from semisam_tf.options import OptionError
@@ -103,6 +104,8 @@ def train_once(config: Config) -> dict[str, Any]:
     validate(config)
     if config.sam_mode != "off" and config.sam_start_step >= config.max_steps:
         logging.warning("SAM will not teach: --sam_start_step=%d is not below --max_steps.", config.sam_start_step)
+    devices = devices_of(config)
+    chief_workdir, config = Path(config.workdir), devices.own(config)
     workdir = Path(config.workdir)
     augment = augment_of(config)
     if augment.flip and config.n_classes > 2:
@@ -114,19 +117,21 @@ def train_once(config: Config) -> dict[str, Any]:
         for folder in (workdir, workdir / COARSE_FOLDER):
             sweep(folder)
             sweep(folder / "checkpoints")
-        if config.quickstart_cohort:
+        if config.quickstart_cohort and devices.is_chief:
             from semisam_tf.data.simulate import make_quickstart
 
             make_quickstart(config.data_dir, classes=config.cohort_classes)
+        devices.require_agreement("settings", record.lasting(config))
         split = split_of(config)
         facts: dict[str, Any] = {"labelled": list(split.labelled), "unlabelled": list(split.unlabelled)}
         if config.labelled_items() == config.batch_size:
             facts["unlabelled"] = []
         record.check_same_run(config, facts)
-        if (workdir / RESULT_FILE).is_file():
-            logging.info("%s is finished; a longer or another run takes another --workdir.", workdir)
-            write_again(workdir)
-            return read_result(workdir)
+        if (chief_workdir / RESULT_FILE).is_file():
+            logging.info("%s is finished; a longer or another run takes another --workdir.", chief_workdir)
+            if devices.is_chief:
+                write_again(workdir)
+            return read_result(chief_workdir)
         sessions = sam_sessions(config) if config.sam_mode in ("online", "cached") else []
         facts["sam_sha256"] = [dict(session.manifest.sha256) for session in sessions]
         if config.sam_mode == "offline":
@@ -158,17 +163,23 @@ def train_once(config: Config) -> dict[str, Any]:
             raise OptionError(f"--sam_channel: expected less than the scans' {channels} channels.")
         if coarse is None:
             _write_record(config, facts, [*labelled, *unlabelled], ledger)
-        training = Training.build(config, channels, labelled, unlabelled, sessions, oracle)
-        training.restore()
-        training.require_room()
-        stream = stream_of(config, labelled, unlabelled)
-        report = LiveReport(training)
-        _run(training, stream, report)
-        # With its pictures, which nobody could draw again; the second time with the result.
-        report.write_last()
-        result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})
-        report.write_last()
-        return result
+        devices.require_agreement("scans", facts["scans"])
+        with devices.strategy.scope(), devices.together():
+            training = Training.build(config, channels, labelled, unlabelled, sessions, oracle, devices.replicas)
+            training.restore(None if devices.is_chief else chief_workdir)
+            devices.require_agreement("checkpoint", training.step)
+            stream = stream_of(config, labelled, unlabelled, devices.share(config.batch_size, config.labelled_items()))
+            if not devices.is_chief:
+                _run(training, stream, writes=False)
+                return training.result()
+            training.require_room()
+            report = LiveReport(training)
+            _run(training, stream, report)
+            # With its pictures, which nobody could draw again; the second time with the result.
+            report.write_last()
+            result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})
+            report.write_last()
+            return result
 
 
 def _origin_of_targets(config: Config, split: Split) -> list[str] | None:
@@ -192,7 +203,7 @@ def _write_record(config: Config, facts: dict[str, Any], volumes: Sequence[Volum
     record.write(config, volumes[0].image.shape[-1], facts, orientation, ledger.mark())
 
 
-def _run(training: Training, stream: TwoStream, report: LiveReport | None = None) -> None:
+def _run(training: Training, stream: TwoStream, report: LiveReport | None = None, writes: bool = True) -> None:
     config, last = training.config, training.config.max_steps
     pending: list[dict[str, tf.Tensor]] = []
     with (
@@ -221,7 +232,7 @@ def _run(training: Training, stream: TwoStream, report: LiveReport | None = None
                 board.scalars(step, means, schedule, training.sam.summary() if training.sam else {})
             if report is not None:
                 report.record(means, schedule)
-            if save_now:
+            if save_now and writes:
                 training.save()
                 if report is not None:
                     report.write()

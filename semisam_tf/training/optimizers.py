@@ -1,4 +1,7 @@
-"""Optimisers. The learning rate is set before every step from `semi.schedules`."""
+"""Optimisers. The learning rate is set before every step from `semi.schedules`.
+
+On several devices each is handed the mean of their gradients (`distribution.replicas.averaged`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,23 @@ import keras
 from semisam_tf.config import Config
 
 
-class MomentumL2(keras.optimizers.Optimizer):
+class _TakesAverages(keras.optimizers.Optimizer):
+    """An optimiser for gradients that are the mean over all replicas already, as clipping by their norm wants it."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: list[Any]) -> list[Any]:
+        # Keras would add them up over the replicas. No public name; tests/integration/test_devices.py holds it.
+        return grads_and_vars
+
+
+class AdamW(_TakesAverages, keras.optimizers.AdamW):
+    """Keras' own."""
+
+
+class Adam(_TakesAverages, keras.optimizers.Adam):
+    """Keras' own."""
+
+
+class MomentumL2(_TakesAverages):
     """SGD as PyTorch writes it: v <- m v + (g + wd w); w <- w - lr v.
 
     Departs from keras.optimizers.SGD, whose velocity holds lr x gradient: the two part when the learning rate changes.
@@ -41,7 +60,7 @@ class MomentumL2(keras.optimizers.Optimizer):
 
 def build_discriminator_optimizer(config: Config) -> keras.optimizers.Optimizer:
     """The discriminator's optimiser. Reference: SSL4MIS, whose rate does not change with the step, either."""
-    return keras.optimizers.Adam(config.discriminator_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-8, name="adam")
+    return Adam(config.discriminator_learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-8, name="adam")
 
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
@@ -50,6 +69,4 @@ def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
     # are to be those of any process that goes on with it.
     if config.optimizer == "sgd":
         return MomentumL2(config.learning_rate, config.momentum, config.weight_decay, name="momentum_l2")
-    return keras.optimizers.AdamW(
-        config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0, name="adam_w"
-    )
+    return AdamW(config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0, name="adam_w")

@@ -44,6 +44,11 @@ def run_id(config: Config) -> str:
     return uuid.uuid4().hex if record is None else run_id_of(record)
 
 
+def lasting(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run ends with, as JSON values."""
+    return {name: value for name, value in config.to_dict().items() if name not in _MAY_CHANGE}
+
+
 def check_same_run(config: Config, facts: dict[str, Any]) -> None:
     """Refuses to go on in a workdir whose run had other settings or other data.
 
@@ -56,8 +61,8 @@ def check_same_run(config: Config, facts: dict[str, Any]) -> None:
     record = begun(config)
     if record is None:
         return
-    old, new = record["config"].to_dict(), config.to_dict()
-    changed = [f"--{n}={new[n]} (was {old[n]})" for n in new if new[n] != old[n] and n not in _MAY_CHANGE]
+    old, new = lasting(record["config"]), lasting(config)
+    changed = [f"--{n}={new[n]} (was {old[n]})" for n in new if new[n] != old[n]]
     for name, value in facts.items():
         if record.get(name) != value:
             changed.append(f"{name}: {_shown(value)} (was {_shown(record.get(name))})")

@@ -93,7 +93,7 @@ class SamTeaching:
         predictions = self.crop_probs(images) if self.oracle is None else self.oracle.crop_probs(batch)
         for item, (image, predicted) in enumerate(zip(images, predictions, strict=True)):
             # Four numbers where a batch's items use three: the slices drawn do not hang together with the crops.
-            rng = np.random.default_rng([self.config.seed, step, item, 1])
+            rng = np.random.default_rng([self.config.seed, step, batch.items[first + item], 1])
             x, y, z = self.volumes[batch.case_ids[first + item]].spacing_mm
             # Quarter turns in the plane change the two axes over.
             spacing_mm = (y, x, z) if batch.transforms[first + item].turns % 2 else (x, y, z)

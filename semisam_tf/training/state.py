@@ -54,8 +54,13 @@ class Training:
         unlabelled: list[Volume],
         sessions: list[SamSession],
         oracle: OraclePrompts | None = None,
+        replicas: int = 1,
     ) -> Training:
-        """A run at step 0; the teacher starts as a copy of the student."""
+        """A run at step 0; the teacher starts as a copy of the student.
+
+        Args:
+            replicas: Devices of this process that share a batch, under the scope of their strategy.
+        """
         student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
         second = network_of(config, channels, "second") if config.method in USES_SECOND else None
         copy_weights(teacher, student)
@@ -68,7 +73,9 @@ class Training:
             ensemble = sam_ensemble(config, labelled, sessions)
             sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs, unlabelled, oracle)
         adversary = _adversary(config, channels) if config.method in USES_DISCRIMINATOR else None
-        train_step = TrainStep(config, student, teacher, optimizer, second=second, adversary=adversary)
+        train_step = TrainStep(
+            config, student, teacher, optimizer, second=second, adversary=adversary, replicas=replicas
+        )
         return cls(config, student, teacher, optimizer, train_step, sam, second, adversary)
 
     def networks(self) -> dict[str, keras.Model]:
@@ -103,20 +110,23 @@ class Training:
             arrays["sam"], state["sam"] = self.sam.state()
         checkpoint.save(Path(self.config.workdir) / "checkpoints", self.step, arrays, state)
 
-    def restore(self) -> None:
-        """Goes on from the newest checkpoint of the workdir that is not damaged, if there is one.
+    def restore(self, workdir: Path | None = None) -> None:
+        """Goes on from the newest checkpoint of a workdir that is not damaged, if there is one.
+
+        Args:
+            workdir: Of another process, whose networks these are, too, but not what SAM said there; None: its own.
 
         Raises:
             ValueError: All are damaged, or of another network.
         """
-        found = checkpoint.load_latest(Path(self.config.workdir) / "checkpoints")
+        found = checkpoint.load_latest((workdir or Path(self.config.workdir)) / "checkpoints")
         if found is None:
             return
         self.step, arrays, state = found
         for name, variables in self._variables().items():
             checkpoint.assign(variables, arrays[name], name)
         self.duration_s, self.data_wait_s = state["duration_s"], state["data_wait_s"]
-        if self.sam is not None:
+        if self.sam is not None and workdir is None:
             self.sam.restore(arrays.get("sam", {}), state["sam"])
         logging.info("Resuming %s at step %d.", self.config.workdir, self.step)
 
@@ -133,7 +143,7 @@ class Training:
         """One step on `batch`; `step` counts on. Returns the loss terms."""
         sam_probs, sam_weight = (None, None) if self.sam is None else self.sam.targets(self.step, batch)
         schedule = Schedule.at(self.config, self.step)
-        terms = self.train_step(schedule, batch.images, batch.labels, sam_probs, sam_weight)
+        terms = self.train_step(schedule, batch.images, batch.labels, sam_probs, sam_weight, batch.items)
         self.step += 1
         return terms
 

@@ -1,0 +1,196 @@
+"""The devices that share a batch: several of this machine, several machines, or one.
+
+`strategy_of` gives a `tf.distribute` strategy; under its scope the run is built, and `training.step` runs one replica
+on each device. Every process makes the items of the batch that its replicas take, asks its own SAM about them, and
+holds all weights. The chief alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from semisam_tf.config import Config
+from semisam_tf.options import OptionError
+
+# What tf.distribute, and every scheduler that starts TensorFlow on several machines, tells a process of the others by.
+CLUSTER = "TF_CONFIG"
+# Of a worker that is not the chief: what it writes for itself.
+WORKERS_FOLDER = "workers"
+_OTHERS_GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Who computes what.
+
+    Attributes:
+        strategy: TensorFlow's default one where one device is all there is.
+        replicas: Devices of this process.
+        worker: Number of this process, from 0; the chief is 0.
+        workers: Number of processes.
+    """
+
+    strategy: tf.distribute.Strategy
+    replicas: int = 1
+    worker: int = 0
+    workers: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes what the run leaves."""
+        return self.worker == 0
+
+    def share(self, batch_size: int, labelled: int) -> list[int] | None:
+        """Items of each batch that this process makes, labelled ones first; None for all of them."""
+        if self.workers == 1:
+            return None
+        streams = np.split(np.arange(batch_size), [labelled])
+        mine = np.concatenate([np.array_split(items, self.workers)[self.worker] for items in streams])
+        return [int(item) for item in mine]
+
+    def own(self, config: Config) -> Config:
+        """The settings, with a workdir that no other process writes to: below the run's, but for the chief."""
+        if self.is_chief:
+            return config
+        return dataclasses.replace(config, workdir=str(Path(config.workdir) / WORKERS_FOLDER / str(self.worker)))
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What TensorFlow raises where another process is gone becomes a RuntimeError that says what to do."""
+        try:
+            yield
+        except _OTHERS_GONE as error:
+            if self.workers == 1:
+                raise
+            raise RuntimeError(
+                f"This run lost another process of its {self.workers}. Start all of them again with the same command: "
+                f"they go on from the last checkpoint. TensorFlow: {str(error).splitlines()[0]}"
+            ) from error
+
+    def require_agreement(self, what: str, value: object) -> None:
+        """Raises RuntimeError unless every process has the same `value`, of JSON: other settings, another checkpoint.
+
+        All processes have to call it.
+        """
+        if self.workers == 1:
+            return
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+        number = int.from_bytes(digest[:3], "big")
+
+        @tf.function
+        def spread(number: tf.Tensor) -> tf.Tensor:
+            def squares() -> tf.Tensor:
+                context = tf.distribute.get_replica_context()
+                here = tf.identity(number)  # on the replica's device, where it is looked for
+                mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, here)
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, (here - mean) ** 2)
+
+            return self.strategy.experimental_local_results(self.strategy.run(squares))[0]
+
+        if float(spread(tf.constant(number, tf.float64))) > 0:
+            raise RuntimeError(
+                f"Expected the same {what} in all {self.workers} processes: the same command, the same data and one "
+                f"--workdir that all of them see. Received here: {str(value)[:300]}."
+            )
+
+
+def devices_of(config: Config) -> Devices:
+    """The devices of a run. Before TensorFlow's first computation.
+
+    Several processes where `TF_CONFIG` says so, each with `--devices` of its own.
+
+    Raises:
+        OptionError: There are fewer devices, or a replica would be left without an item.
+    """
+    _require_whole_shares(config, config.devices * cluster_size())
+    if cluster_size() == 1 and config.devices == 1:
+        return Devices(tf.distribute.get_strategy())
+    strategy = _strategy_on(config.devices)
+    if len(strategy.extended.worker_devices) != config.devices:
+        raise OptionError(f"--devices: without GPUs, one for each process of {CLUSTER}. Received: {config.devices}.")
+    worker = strategy.cluster_resolver.task_id if cluster_size() > 1 else 0
+    logging.info(
+        "Process %d of %d; each batch is shared by %d devices.", worker, cluster_size(), strategy.num_replicas_in_sync
+    )
+    return Devices(strategy, config.devices, worker, cluster_size())
+
+
+def cluster_size() -> int:
+    """Processes that `TF_CONFIG` names.
+
+    Raises:
+        OptionError: It cannot be read, or has other members than workers.
+    """
+    text = os.environ.get(CLUSTER, "")
+    if not text:
+        return 1
+    try:
+        cluster, task = json.loads(text)["cluster"], json.loads(text)["task"]
+        if set(cluster) != {"worker"} or task["type"] != "worker" or not 0 <= task["index"] < len(cluster["worker"]):
+            raise ValueError("others than workers, or an index that is none of theirs")
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(
+            f'{CLUSTER}: expected {{"cluster": {{"worker": ["HOST:PORT", ...]}}, "task": {{"type": "worker", "index": '
+            f"N}}}}. Received: {text} ({error})."
+        ) from error
+    return len(cluster["worker"])
+
+
+def _require_whole_shares(config: Config, replicas: int) -> None:
+    labelled = config.labelled_items()
+    rules = [
+        (
+            labelled % replicas or (config.batch_size - labelled) % replicas,
+            f"--devices: expected labelled and unlabelled items to be shared evenly by {replicas} devices. Received: "
+            f"{labelled} labelled of --batch_size={config.batch_size}; set --labeled_per_batch and --batch_size.",
+        ),
+        (
+            replicas > 1 and config.method == "bidirectional_copy_paste",
+            "--devices: bidirectional_copy_paste mixes the items of a batch, so one device takes them all.",
+        ),
+        (
+            cluster_size() > 1 and (config.rounds > 1 or config.coarse_to_fine),
+            f"--rounds and --coarse_to_fine: expected one process. Received: {cluster_size()} of them in {CLUSTER}. "
+            "Rounds go one by one: train, semisam_tf.pseudolabel --shard, train with --targets_dir.",
+        ),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise OptionError(message)
+
+
+# Once in a process: TensorFlow divides a processor once, and two strategies on the same devices take each other's
+# collective operations for their own ("Shape mismatch in the collective instance").
+@functools.cache
+def _strategy_on(count: int) -> tf.distribute.Strategy:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if len(gpus) < count:
+            raise OptionError(
+                f"--devices: expected at most {len(gpus)}, the GPUs that TensorFlow sees. Received: {count}."
+            )
+        tf.config.set_visible_devices(gpus[:count], "GPU")
+    elif count > 1:
+        logging.warning("No GPU: --devices=%d makes so many of the processor, which is of use for trying out.", count)
+        (processor,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * count)
+    if cluster_size() > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    kind = "gpu" if gpus else "cpu"
+    return tf.distribute.MirroredStrategy([f"/{kind}:{number}" for number in range(count)])

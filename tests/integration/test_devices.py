@@ -1,0 +1,143 @@
+"""Several devices move as one would on the whole batch: two parts of a processor, and two processes over loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, repo_root):
+    """What `devices_run.py` found, by case."""
+    output = tmp_path_factory.mktemp("devices") / "found.json"
+    script = repo_root / "tests" / "integration" / "devices_run.py"
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(output)], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", ["mean teacher", "batch norm", "uncertainty", "two students"])
+def test_two_devices_end_with_the_weights_of_one(compared, case):
+    found = compared[case]
+    assert found["moved"] > 5e-4
+    assert found["weights"] < 2e-5
+    assert found["terms"] < 5e-4
+    assert found["traces"] == 1
+
+
+def test_two_devices_clip_the_gradient_of_the_whole_batch(compared):
+    # Adam moves a weight whose gradient is but rounding as far as any other, so the losses are compared.
+    assert compared["clipped, with SAM"]["terms"] < 1e-5
+    assert compared["clipped, with SAM"]["moved"] > 5e-4
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("localhost", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def command(data_dir, workdir, *more):
+    return [
+        sys.executable, "-m", "semisam_tf.train", f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=2",
+        "--filters=2", "--dropout=0", "--patch_size=32,32,32", f"--max_steps={STEPS}", "--checkpoint_every=2",
+        "--log_every=1", "--method=mean_teacher", "--normalisation=batch", "--optimizer=sgd", "--learning_rate=0.0003",
+        *more,
+    ]  # fmt: skip
+
+
+def start(words, processes):
+    """As many processes of one cluster on this machine, the chief first."""
+    workers = [f"localhost:{port}" for port in free_ports(processes)]
+    started = []
+    for index in range(processes):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+        started.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, encoding="utf-8"))
+    return started
+
+
+def end(processes, timeout_s=300):
+    logs = [process.communicate(timeout=timeout_s)[1] for process in processes]
+    return [process.returncode for process in processes], logs
+
+
+def weights(workdir, step):
+    """The student's state after so many steps, one long row."""
+    with h5py.File(workdir / "checkpoints" / f"step_{step:08d}.h5") as file:
+        arrays = [item[()] for item in file["student"].values()]
+    return np.concatenate([array.ravel() for array in arrays if array.dtype.kind == "f"])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_cohort):
+    """The workdir of the same run in one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    done = subprocess.run(command(tiny_cohort, workdir), capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def assert_like(workdir, alone):
+    """To a hundredth of what the last steps moved: so small a network on so small crops magnifies rounding."""
+    before, after = weights(alone, STEPS - 2), weights(alone, STEPS)
+    assert np.abs(weights(workdir, STEPS) - after).max() < 0.01 * np.abs(after - before).max()
+
+
+def test_two_processes_end_with_the_weights_of_one_and_the_chief_alone_writes(tmp_path, tiny_cohort, alone):
+    workdir = tmp_path / "shared"
+    codes, logs = end(start(command(tiny_cohort, workdir), 2))
+    assert codes == [0, 0], logs
+    assert "each batch is shared by 2 devices" in logs[1]
+    assert_like(workdir, alone)
+    other = workdir / "workers" / "1"
+    assert not [*other.glob("**/*.weights.h5"), *other.glob("checkpoints/*")]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(tmp_path, tiny_cohort, alone):
+    workdir = tmp_path / "shared"
+    words = command(tiny_cohort, workdir)
+    processes = start(words, 2)
+    path, give_up = workdir / "checkpoints" / "step_00000002.h5", time.monotonic() + 240
+    while not path.exists():
+        if time.monotonic() > give_up or processes[0].poll() is not None:
+            pytest.fail(f"the run ended before its checkpoint: {end(processes)}")
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGKILL)
+    codes, logs = end(processes)
+    assert codes[0] == 1, logs[0]
+    assert "lost another process" in logs[0]
+    codes, logs = end(start(words, 2))
+    assert codes == [0, 0], logs
+    assert all("Resuming" in log for log in logs)
+    assert_like(workdir, alone)
+
+
+def test_processes_with_other_settings_are_refused(tmp_path, tiny_cohort):
+    workers = [f"localhost:{port}" for port in free_ports(2)]
+    processes = []
+    for index, more in enumerate(([], ["--ema_decay=0.5"])):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        words = command(tiny_cohort, tmp_path / "shared", *more)
+        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+        processes.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, encoding="utf-8"))
+    codes, logs = end(processes)
+    assert codes == [1, 1]
+    assert "the same settings in all 2 processes" in logs[0] + logs[1]
