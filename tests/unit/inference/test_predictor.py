@@ -141,6 +141,17 @@ def test_the_probabilities_decide_the_mask_and_windows_are_counted():
     np.testing.assert_allclose(prediction.probs, Predictor(CONFIG, leaning()).predict(noise()).probs, atol=1e-6)
 
 
+def test_a_scan_of_another_size_is_traced_only_for_a_number_of_windows_that_is_new():
+    predictor, done = Predictor(CONFIG, leaning(), window_batch=3), []
+    traces = []
+    # 4, 16, 2 and again 4 windows: batches of 3 and 1, the same, one of 2, and nothing new.
+    for size in ((16, 16, 28), (16, 28, 28), (16, 16, 20), (16, 16, 28)):
+        predictor.probs(np.zeros((*size, 1), np.float32), lambda windows, total: done.append((windows, total)))
+        traces.append(predictor._forward.experimental_get_tracing_count())
+    assert [total for windows, total in done if windows == total] == [4, 16, 2, 4]
+    assert traces == [2, 2, 3, 3]
+
+
 def always_foreground():
     """Logits that call every voxel foreground."""
     image = keras.Input((None, None, None, 1))

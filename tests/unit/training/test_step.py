@@ -1,12 +1,14 @@
 """The step: what moves, what does not, and what the SAM branch adds."""
 
+import collections
 import dataclasses
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from semisam_tf.config import Config
+from semisam_tf.config import FRAMEWORK_NAMES, Config
 from semisam_tf.models.discriminator import build_discriminator
 from semisam_tf.models.normalisation import normalisation_layer
 from semisam_tf.semi.frameworks import USES_DISCRIMINATOR, USES_SECOND
@@ -116,30 +118,54 @@ class Counted:
     def __init__(self, model, passes):
         self.model, self.passes = model, passes
 
-    def __call__(self, images, training):
-        self.passes.append(images.shape[0])
-        return self.model(images, training=training)
+    def __call__(self, seen, training):
+        self.passes.append(tf.nest.flatten(seen)[0].shape[0])
+        return self.model(seen, training=training)
 
     def __getattr__(self, name):
         return getattr(self.model, name)
 
 
-def passes(config, sam=()):
-    """Items of each pass of (student, teacher) in one step on one labelled and two unlabelled items."""
-    step, student, teacher = build(config), [], []
-    step.student, step.teacher = Counted(step.student, student), Counted(step.teacher, teacher)
-    step(Schedule.at(config, 0), *batch(), *sam)
-    return student, teacher
-
-
-def test_no_network_is_run_in_vain():
+def passes(method, sam_mode):
+    """Items of each pass in one step on one labelled and two unlabelled items, by network; those that have a pass."""
+    config = dataclasses.replace(CONFIG, method=method, sam_mode=sam_mode, uncertainty_passes=3)
+    step, made = build(config), collections.defaultdict(list)
+    step.student, step.teacher = Counted(step.student, made["student"]), Counted(step.teacher, made["teacher"])
+    if step.second is not None:
+        step.second = Counted(step.second, made["second"])
+    if step.adversary is not None:
+        judge = Counted(step.adversary.network, made["discriminator"])
+        step.adversary = step.adversary._replace(network=judge)
     sam = (np.zeros((2, 16, 16, 16, 2), np.float32), np.zeros((2, 16, 16, 16), np.float32))
-    online = {"sam_mode": "online", "sam_dir": "s"}
-    assert passes(CONFIG) == ([3], [3])
-    assert passes(dataclasses.replace(CONFIG, **online), sam) == ([3], [3])
-    assert passes(COPY_PASTE) == ([3], [2])
-    # SAM's target is of the plain crops, which copy-paste alone never shows to the student.
-    assert passes(dataclasses.replace(COPY_PASTE, **online), sam) == ([3, 2], [2])
+    for t in range(2):
+        step(Schedule.at(config, t), *batch(), *(sam if sam_mode == "online" else ()))
+    # Passes are noted when the step is traced, so a step has as many as there were in the one trace.
+    assert step.traces == 1
+    return {name: items for name, items in made.items() if items}
+
+
+PASSES = {
+    "supervised": {"student": [3]},
+    "mean_teacher": {"student": [3], "teacher": [3]},
+    # The target, and three passes for its uncertainty, of the unlabelled items.
+    "uncertainty_aware_mean_teacher": {"student": [3], "teacher": [2, 2, 2, 2]},
+    "bidirectional_copy_paste": {"student": [3], "teacher": [2]},
+    "cross_pseudo_supervision": {"student": [3], "second": [3]},
+    # Misled about the unlabelled items, told apart all of them.
+    "deep_adversarial_network": {"student": [3], "discriminator": [2, 3]},
+}
+
+
+@pytest.mark.parametrize("method", FRAMEWORK_NAMES)
+def test_no_network_is_run_in_vain(method):
+    assert passes(method, "off") == PASSES[method]
+
+
+@pytest.mark.parametrize("method", FRAMEWORK_NAMES)
+def test_sam_takes_no_pass_where_the_student_saw_the_plain_crops(method):
+    # Copy-paste alone never shows them to it.
+    student = [3, 2] if method == "bidirectional_copy_paste" else [3]
+    assert passes(method, "online") == {**PASSES[method], "student": student}
 
 
 def test_copy_paste_learns_from_unlabelled_images_from_its_start_step_on():
