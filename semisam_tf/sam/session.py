@@ -48,10 +48,11 @@ class SamSession:
         providers: ONNX Runtime's execution providers, best first. The first must really be used.
         allow_cpu: Go on, with a warning, on the CPU where the first provider is not to be had.
         threads: Threads inside an operator; None leaves it to ONNX Runtime (all cores).
-        gpu_mem_limit_bytes: Most memory that CUDA may take for each graph; None for no limit.
+        gpu_mem_limit_bytes: Most memory that CUDA may take for the tensors of each graph; None for no limit.
+        gpu_id: CUDA's number of the GPU.
 
     Raises:
-        FileNotFoundError, ValueError: From `load_manifest`.
+        FileNotFoundError, ValueError: From `load_manifest` and `open_session`.
         RuntimeError: ONNX Runtime is absent, or does not give the provider that was asked for.
     """
 
@@ -62,11 +63,12 @@ class SamSession:
         allow_cpu: bool = False,
         threads: int | None = None,
         gpu_mem_limit_bytes: int | None = None,
+        gpu_id: int = 0,
     ) -> None:
         folder = Path(folder)
         self.manifest = load_manifest(folder)
         self._encoder, self._decoder = (
-            open_session(folder / name, providers, allow_cpu, threads, gpu_mem_limit_bytes)
+            open_session(folder / name, providers, allow_cpu, threads, gpu_mem_limit_bytes, gpu_id)
             for name in (ENCODER_FILE, DECODER_FILE)
         )
         self.providers: tuple[str, ...] = tuple(self._encoder.get_providers())
@@ -229,11 +231,13 @@ def open_session(
     allow_cpu: bool = False,
     threads: int | None = None,
     gpu_mem_limit_bytes: int | None = None,
+    gpu_id: int = 0,
 ) -> Any:
     """Builds an `onnxruntime.InferenceSession` that really runs where it was asked to.
 
     Raises:
         RuntimeError: ONNX Runtime is absent, or gives another provider (it falls back silently).
+        ValueError: No provider, or a memory limit or number of a GPU that cannot be.
     """
     try:
         import onnxruntime
@@ -243,6 +247,11 @@ def open_session(
         ) from error
     if not providers:
         raise ValueError(f"Expected at least one execution provider, e.g. {CPU}. Received: providers={providers}.")
+    if gpu_id < 0 or (gpu_mem_limit_bytes is not None and gpu_mem_limit_bytes <= 0):
+        raise ValueError(
+            "Expected a memory limit above 0 bytes or none, and a GPU's number of at least 0. "
+            f"Received: gpu_mem_limit_bytes={gpu_mem_limit_bytes}, gpu_id={gpu_id}."
+        )
     available = onnxruntime.get_available_providers()
     if CUDA in providers and CUDA in available:
         onnxruntime.preload_dlls()
@@ -252,14 +261,15 @@ def open_session(
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    wanted = [(name, _provider_options(name, gpu_mem_limit_bytes)) for name in providers if name in available]
+    wanted = [(name, _provider_options(name, gpu_mem_limit_bytes, gpu_id)) for name in providers if name in available]
     session = onnxruntime.InferenceSession(str(path), options, providers=wanted or [(CPU, {})])
     got = session.get_providers()
     missing = [name for name in providers if name not in got]
     if missing:
         message = (
             f"Expected ONNX Runtime to run {path.name} on {', '.join(missing)}; it offers {available}. Install the "
-            "flavour for it (pip install 'semisam-tf[gpu]'), or allow the CPU with --sam_allow_cpu. "
+            "flavour for it (pip install 'semisam-tf[gpu]'), choose a GPU and memory that are there (--sam_gpu_id, "
+            f"--sam_gpu_mem_gib), or run on the CPU: --sam_providers={CPU}, or --sam_allow_cpu in training. "
             f"Received: providers={list(providers)}, got={got}."
         )
         if not allow_cpu:
@@ -268,11 +278,12 @@ def open_session(
     return session
 
 
-def _provider_options(name: str, gpu_mem_limit_bytes: int | None) -> dict[str, str]:
+def _provider_options(name: str, gpu_mem_limit_bytes: int | None, gpu_id: int) -> dict[str, str]:
     if name != CUDA:
         return {}
     # No search among convolution algorithms and no TF32: the same embedding in each process, at float32's precision.
-    options = {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
+    options = {"device_id": str(gpu_id), "cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
     if gpu_mem_limit_bytes is not None:
-        options["gpu_mem_limit"] = str(gpu_mem_limit_bytes)
+        # By its own way of doubling, the arena would meet the limit long before the tensors do.
+        options |= {"gpu_mem_limit": str(gpu_mem_limit_bytes), "arena_extend_strategy": "kSameAsRequested"}
     return options
