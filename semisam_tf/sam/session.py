@@ -72,21 +72,21 @@ class SamSession:
     ) -> None:
         folder = Path(folder)
         self.manifest = load_manifest(folder)
+        open_graph = functools.partial(
+            open_session, threads=threads, gpu_mem_limit_bytes=gpu_mem_limit_bytes, gpu_id=gpu_id
+        )
         self._encoder, self._decoder = (
-            open_session(folder / name, providers, allow_cpu, threads, gpu_mem_limit_bytes, gpu_id)
-            for name in (ENCODER_FILE, DECODER_FILE)
+            open_graph(folder / name, providers, allow_cpu) for name in (ENCODER_FILE, DECODER_FILE)
         )
         self.providers: tuple[str, ...] = tuple(self._encoder.get_providers())
         device = CUDA if self.providers[0] == CUDA else CPU
         self.encoder_batch = pictures_a_run(self.manifest, device)
         self._decoder_batch = _DECODER_BATCH[device]
         self._device: Device | None = None
-        computes_there = all(session.get_providers()[0] == device for session in (self._encoder, self._decoder))
-        if device in _RESIDENT and computes_there and can_stay(self.manifest):
-            open_model = functools.partial(
-                open_session, providers=(device,), gpu_mem_limit_bytes=gpu_mem_limit_bytes, gpu_id=gpu_id
-            )
-            self._device = Device(_RESIDENT[device], gpu_id, open_model)
+        # With `allow_cpu` the decoder may run elsewhere.
+        together = self._decoder.get_providers()[0] == device
+        if device in _RESIDENT and together and can_stay(self.manifest):
+            self._device = Device(_RESIDENT[device], gpu_id, functools.partial(open_graph, providers=(device,)))
         self.encoder_calls = 0
         self.decoder_calls = 0
         self.slices_encoded = 0
@@ -107,7 +107,8 @@ class SamSession:
             boxes=np.stack([size // 4, 3 * size // 4])[None] if "box" in kinds else None,
             masks=np.zeros((1, *manifest.mask_size), np.float32) if "mask" in kinds else None,
         )
-        self.decode(self.encode(np.zeros((1, *manifest.input_size), np.float32)), prompts)
+        encode = self.encode_resident if self.keeps_resident else self.encode
+        self.decode(encode(np.zeros((1, *manifest.input_size), np.float32)), prompts)
 
     def counts(self) -> dict[str, int]:
         """Work done so far: graph runs and the items in them."""

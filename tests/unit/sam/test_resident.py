@@ -133,6 +133,15 @@ def test_a_crop_on_a_device_never_comes_to_the_host(bound: SamSession, monkeypat
     assert target.scores["slices_prompted"] == 4
 
 
+def test_what_a_run_will_use_is_tried_out(bound: SamSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = bound.encode_resident
+    monkeypatch.setattr(bound, "encode_resident", lambda pictures: seen.append(pictures.shape) or real(pictures))
+    bound.try_out(["box"])
+    assert seen == [(1, 16, 16)]
+    assert bound.counts() == {"encoder_calls": 1, "slices_encoded": 1, "decoder_calls": 1, "prompts_decoded": 1}
+
+
 @pytest.mark.parametrize(("prompt", "dims"), [("sam", 2), ("mask", 2), ("sam", 3)])
 def test_other_prompts_and_volumes(
     tmp_path: Path, write_double: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, prompt: str, dims: int
