@@ -18,6 +18,8 @@ FRAMEWORK_NAMES = (
     "supervised", "mean_teacher", "uncertainty_aware_mean_teacher", "bidirectional_copy_paste",
     "cross_pseudo_supervision", "deep_adversarial_network",
 )  # fmt: skip
+# Flags that say where SAM runs, of training and of the commands that ask a finished run's SAM again.
+SAM_DEVICE_FLAGS = ("sam_providers", "sam_gpu_id", "sam_gpu_mem_gib")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +185,10 @@ class Config:
     sam_cache_dir: str = option("", "Embeddings on disk; may be shared by runs. Empty: <workdir>/sam_cache.")
     sam_providers: str = option("CPUExecutionProvider", "ONNX Runtime providers, separated by commas.")
     sam_allow_cpu: bool = option(False, "Go on with the CPU when a provider asked for is not to be had.")
+    sam_gpu_id: int = option(0, "CUDA's number of the GPU that SAM runs on.")
+    sam_gpu_mem_gib: float = option(
+        0.0, "Most memory that each of a SAM's two graphs may take for its tensors on the GPU; 0: no limit.", unit="GiB"
+    )
 
     # Cadence
     log_every: int = option(20, "Progress and TensorBoard scalars.", unit="steps")
@@ -197,6 +203,21 @@ class Config:
     def sam_folders(self) -> tuple[str, ...]:
         """The folders of `sam_dir`."""
         return tuple(part.strip() for part in self.sam_dir.split(",") if part.strip())
+
+    def with_device_of(self, command: Any) -> Config:
+        """These settings, with SAM where a later command wants it, which may run on another machine.
+
+        Args:
+            command: A dataclass with the fields of `SAM_DEVICE_FLAGS`; their defaults stand for the run's own.
+
+        Raises:
+            OptionError: From `check_sam_device`.
+        """
+        fields = {field.name: field for field in dataclasses.fields(command)}
+        given = {name: getattr(command, name) for name in SAM_DEVICE_FLAGS}
+        changed = dataclasses.replace(self, **{n: value for n, value in given.items() if value != fields[n].default})
+        check_sam_device(changed)
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -271,9 +292,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_sam_device(config: Config) -> None:
+    """Raises OptionError for a GPU or a limit of memory that cannot be."""
+    if not 0 <= config.sam_gpu_mem_gib < math.inf or config.sam_gpu_id < 0:
+        raise OptionError(
+            "--sam_gpu_mem_gib and --sam_gpu_id: expected finite values of at least 0. "
+            f"Received: {config.sam_gpu_mem_gib} and {config.sam_gpu_id}."
+        )
+
+
 def validate(config: Config) -> None:
     """Raises OptionError for settings that cannot work together; each message names the fix."""
     check_choices(config)
+    check_sam_device(config)
     weights = (
         config.supervised_weight, config.consistency_weight, config.sam_weight, config.weight_decay, config.momentum,
         config.learning_rate, config.teacher_noise, config.pseudo_label_weight,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from semisam_tf.config import SAM_DEVICE_FLAGS
 from semisam_tf.options import OptionError, option, run_command
 
 
@@ -27,6 +28,11 @@ class PseudolabelConfig:
     sam_fusion: str = option("mean", "SAM's mask, or the mean of both probabilities.", choices=("sam", "mean"))
     sam_smoothing_vox: float = option(0.7, "Gaussian that smooths the fused probabilities.", unit="voxels")
     sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    sam_providers: str = option("", "ONNX Runtime providers, separated by commas. Empty: the run's.")
+    sam_gpu_id: int = option(-1, "CUDA's number of the GPU that SAM runs on; -1: the run's.")
+    sam_gpu_mem_gib: float = option(
+        0.0, "Most memory that each of a SAM's two graphs may take on the GPU; 0: the run's limit.", unit="GiB"
+    )
     nifti: bool = option(
         True,
         "Also write <case>.nii.gz, the mask to correct and use as a label, and <case>_trust.nii.gz, how sure it is "
@@ -51,13 +57,17 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     from semisam_tf.training.rounds import make_targets
 
     run = read_run(Path(config.workdir))
-    same = {name: value for name, value in dataclasses.asdict(config).items() if name.startswith("sam_")}
+    same = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name.startswith("sam_") and name not in SAM_DEVICE_FLAGS
+    }
     changes = same | {
         "data_dir": config.data_dir or run["config"].data_dir,
         "sam_mode": "offline",
         "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
     }
-    settings = dataclasses.replace(run["config"], **changes)
+    settings = dataclasses.replace(run["config"].with_device_of(config), **changes)
     cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
     folder = Path(config.output)
     make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)

@@ -30,6 +30,11 @@ class RankConfig:
     sam_dir: str = option("", "Folders of SAM exports whose disagreement counts, too. Empty: none.")
     sam_slice_step: int = option(4, "Every so manieth slice is prompted.", unit="slices")
     sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    sam_providers: str = option("", "ONNX Runtime providers, separated by commas. Empty: the run's.")
+    sam_gpu_id: int = option(-1, "CUDA's number of the GPU that SAM runs on; -1: the run's.")
+    sam_gpu_mem_gib: float = option(
+        0.0, "Most memory that each of a SAM's two graphs may take on the GPU; 0: the run's limit.", unit="GiB"
+    )
     pictures: int = option(10, "Pictures of so many scans, best first.", unit="scans")
 
 
@@ -55,7 +60,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     output = Path(config.output or workdir / "rank")
     run = read_run(workdir)
     settings = dataclasses.replace(
-        run["config"],
+        run["config"].with_device_of(config),
         data_dir=config.data_dir or run["config"].data_dir,
         sam_mode="offline",
         sam_dir=config.sam_dir,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import tensorflow as tf
+
+_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 
 
 def choose_device(name: str) -> None:
@@ -25,3 +29,20 @@ def choose_device(name: str) -> None:
             f"--device: expected a GPU that TensorFlow sees; it sees {len(gpus)}. Received: {name!r}; try --device=cpu."
         )
     tf.config.set_visible_devices([gpus[int(number or 0)]], "GPU")
+
+
+def require_memory_growth() -> None:
+    """Refuses to go on where TensorFlow would take all of a GPU's memory and leave none to ONNX Runtime.
+
+    TensorFlow reads the variable when it first uses a GPU, and it overrules what a program sets. The commands set it
+    before they import TensorFlow (`options.run_command`).
+
+    Raises:
+        RuntimeError: The variable is not set, or not to the word that TensorFlow understands.
+    """
+    told = os.environ.get(_GROWTH)
+    if told != "true":
+        raise RuntimeError(
+            f"Expected {_GROWTH}=true, since TensorFlow would leave SAM no memory on the GPU: set it before TensorFlow "
+            f"first computes. Received: {told!r}."
+        )

@@ -12,6 +12,7 @@ from scipy import special
 from semisam_tf.sam import trust as trusts
 from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
 from semisam_tf.sam.prompts import AUTO, component_prompts, prompt_kinds
+from semisam_tf.sam.resident import ResidentEmbeddings
 from semisam_tf.sam.session import CPU, SamSession
 from semisam_tf.sam.target import SamTarget, dice
 from semisam_tf.sam.views import Sighting, Views, views_of
@@ -164,8 +165,9 @@ class SamBranch:
             asked = [sighting for sighting in sightings if sighting.view in position]
             embeddings = self._embeddings(views, chunk, stored)
             decoded = self.session.decode(
-                embeddings[[position[sighting.view] for sighting in asked]],
+                embeddings,
                 views.prompts(asked, class_probs, self.kinds),
+                rows=[position[sighting.view] for sighting in asked],
             )
             masks = views.on_voxels(asked, decoded.logits)
             said = dict.fromkeys(chunk, np.zeros((), bool))
@@ -202,8 +204,12 @@ class SamBranch:
                 weight[index] = np.minimum(weight[first].max(), weight[last].max())
         return weight
 
-    def _embeddings(self, views: Views, indices: Sequence[int], stored: ScanEmbeddings | None) -> np.ndarray:
+    def _embeddings(
+        self, views: Views, indices: Sequence[int], stored: ScanEmbeddings | None
+    ) -> np.ndarray | ResidentEmbeddings:
         """float16 [N, *embedding_shape] of views, from the cache where it has them."""
+        if stored is None and self.session.keeps_resident:
+            return self.session.encode_resident(np.stack([views.picture(i) for i in indices]))
         missing = list(indices) if stored is None else stored.missing(indices)
         fresh = np.zeros((len(missing), *self.session.manifest.embedding_shape), np.float16)
         # One graph run at a time into the cache: a killed process loses that run, not a scan's worth of work.

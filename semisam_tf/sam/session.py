@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 from semisam_tf.sam.decoder_inputs import Prompts, batch_is_one, decoder_arrays, fitted
 from semisam_tf.sam.manifest import DECODER_FILE, ENCODER_FILE, Manifest, load_manifest
 from semisam_tf.sam.manifest_rules import PROMPT_ROLES
+from semisam_tf.sam.resident import HOST, Device, ResidentEmbeddings, can_stay
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -22,6 +25,8 @@ CUDA = "CUDAExecutionProvider"
 # On a GPU sixteen pictures of 256x256, or as many larger ones as have so many pixels: memory goes with those.
 _ENCODER_PIXELS = {CPU: 0, CUDA: 16 * 256 * 256}
 _DECODER_BATCH = {CPU: 8, CUDA: 64}
+# Provider -> name of the device that embeddings stay on; the CPU's memory is the host's anyway.
+_RESIDENT = {CUDA: "cuda"}
 
 
 class Decoded(NamedTuple):
@@ -48,10 +53,11 @@ class SamSession:
         providers: ONNX Runtime's execution providers, best first. The first must really be used.
         allow_cpu: Go on, with a warning, on the CPU where the first provider is not to be had.
         threads: Threads inside an operator; None leaves it to ONNX Runtime (all cores).
-        gpu_mem_limit_bytes: Most memory that CUDA may take for each graph; None for no limit.
+        gpu_mem_limit_bytes: Most memory that CUDA may take for the tensors of each graph; None for no limit.
+        gpu_id: CUDA's number of the GPU.
 
     Raises:
-        FileNotFoundError, ValueError: From `load_manifest`.
+        FileNotFoundError, ValueError: From `load_manifest` and `open_session`.
         RuntimeError: ONNX Runtime is absent, or does not give the provider that was asked for.
     """
 
@@ -62,17 +68,25 @@ class SamSession:
         allow_cpu: bool = False,
         threads: int | None = None,
         gpu_mem_limit_bytes: int | None = None,
+        gpu_id: int = 0,
     ) -> None:
         folder = Path(folder)
         self.manifest = load_manifest(folder)
+        open_graph = functools.partial(
+            open_session, threads=threads, gpu_mem_limit_bytes=gpu_mem_limit_bytes, gpu_id=gpu_id
+        )
         self._encoder, self._decoder = (
-            open_session(folder / name, providers, allow_cpu, threads, gpu_mem_limit_bytes)
-            for name in (ENCODER_FILE, DECODER_FILE)
+            open_graph(folder / name, providers, allow_cpu) for name in (ENCODER_FILE, DECODER_FILE)
         )
         self.providers: tuple[str, ...] = tuple(self._encoder.get_providers())
         device = CUDA if self.providers[0] == CUDA else CPU
         self.encoder_batch = pictures_a_run(self.manifest, device)
         self._decoder_batch = _DECODER_BATCH[device]
+        self._device: Device | None = None
+        # With `allow_cpu` the decoder may run elsewhere.
+        together = self._decoder.get_providers()[0] == device
+        if device in _RESIDENT and together and can_stay(self.manifest):
+            self._device = Device(_RESIDENT[device], gpu_id, functools.partial(open_graph, providers=(device,)))
         self.encoder_calls = 0
         self.decoder_calls = 0
         self.slices_encoded = 0
@@ -93,7 +107,8 @@ class SamSession:
             boxes=np.stack([size // 4, 3 * size // 4])[None] if "box" in kinds else None,
             masks=np.zeros((1, *manifest.mask_size), np.float32) if "mask" in kinds else None,
         )
-        self.decode(self.encode(np.zeros((1, *manifest.input_size), np.float32)), prompts)
+        encode = self.encode_resident if self.keeps_resident else self.encode
+        self.decode(encode(np.zeros((1, *manifest.input_size), np.float32)), prompts)
 
     def counts(self) -> dict[str, int]:
         """Work done so far: graph runs and the items in them."""
@@ -120,6 +135,43 @@ class SamSession:
             SamCallError: ONNX Runtime failed, or an embedding is not finite.
         """
         manifest = self.manifest
+        output = manifest.encoder_outputs["embeddings"].name
+        embeddings = np.empty((len(pictures), *manifest.embedding_shape), np.float32)
+        for part, feeds in self._encoder_runs(pictures):
+            with _failures_of(ENCODER_FILE):
+                (answer,) = self._encoder.run([output], feeds)
+            _require_finite(ENCODER_FILE, {output: answer})
+            embeddings[part] = np.reshape(answer, embeddings[part].shape)
+            self.encoder_calls += 1
+        self.slices_encoded += len(pictures)
+        return embeddings
+
+    @property
+    def keeps_resident(self) -> bool:
+        """Whether embeddings can stay on a GPU."""
+        return self._device is not None
+
+    def encode_resident(self, pictures: np.ndarray) -> ResidentEmbeddings:
+        """As `encode`, but rounded to float16 and left on the GPU. Where `keeps_resident` only.
+
+        Whether they are finite shows in what is decoded from them.
+        """
+        if self._device is None:
+            raise ValueError(f"Expected a session on {', '.join(_RESIDENT)}. Received: providers={self.providers}.")
+        output = self.manifest.encoder_outputs["embeddings"].name
+        with _failures_of(ENCODER_FILE):
+            kept = self._device.room(len(pictures), self.manifest.embedding_shape)
+        for part, feeds in self._encoder_runs(pictures):
+            with _failures_of(ENCODER_FILE):
+                (answer,) = self._device.run(self._encoder, feeds, {output: self._device.place})
+                kept.write(part, answer)
+            self.encoder_calls += 1
+        self.slices_encoded += len(pictures)
+        return kept
+
+    def _encoder_runs(self, pictures: np.ndarray) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        """Which pictures go through the encoder at once, and what it is fed for them."""
+        manifest = self.manifest
         size, full = pictures.shape[1:], manifest.input_size
         smaller = manifest.dims == 2 and len(size) == 2 and all(n <= most for n, most in zip(size, full, strict=True))
         if size != full and not smaller:
@@ -128,23 +180,23 @@ class SamSession:
                 f"make them with a frame. Received: shape={pictures.shape}."
             )
         tensor = manifest.encoder_inputs["images"]
-        output = manifest.encoder_outputs["embeddings"].name
-        embeddings = np.empty((len(pictures), *manifest.embedding_shape), np.float32)
         for start in range(0, len(pictures), self.encoder_batch):
-            part = pictures[start : start + self.encoder_batch]
-            images = fitted(images_of(part, manifest), tensor)
-            (answer,) = _run(self._encoder, ENCODER_FILE, [output], {tensor.name: images})
-            embeddings[start : start + len(part)] = np.reshape(answer, (len(part), *manifest.embedding_shape))
-            self.encoder_calls += 1
-        self.slices_encoded += len(pictures)
-        return embeddings
+            part = slice(start, min(len(pictures), start + self.encoder_batch))
+            yield part, {tensor.name: fitted(images_of(pictures[part], manifest), tensor)}
 
-    def decode(self, embeddings: np.ndarray, prompts: Prompts) -> Decoded:
+    def decode(
+        self,
+        embeddings: np.ndarray | ResidentEmbeddings,
+        prompts: Prompts,
+        rows: Sequence[int] | None = None,
+    ) -> Decoded:
         """Answers n prompts.
 
         Args:
-            embeddings: float [n, *embedding_shape], one for each prompt, or [1, *embedding_shape], one for all.
+            embeddings: float [m, *embedding_shape], or what `encode_resident` returned. float16 ones of the host are
+                taken to the GPU once, where there is one.
             prompts: In pixels of the picture.
+            rows: [n], the number of each prompt's embedding. None: there is one for each prompt, or one for all.
 
         Raises:
             ValueError: A kind of prompt that the model does not support, with the reason; one that its decoder needs is
@@ -153,22 +205,27 @@ class SamSession:
         """
         manifest, n = self.manifest, len(prompts)
         roles = decoder_arrays(manifest, prompts)
-        if len(embeddings) not in (n, 1) or embeddings.shape[1:] != manifest.embedding_shape:
+        chosen = np.arange(len(embeddings)) if rows is None else np.asarray(rows)
+        if len(chosen) not in (n, 1) or embeddings.shape[1:] != manifest.embedding_shape:
             raise ValueError(
                 f"Expected one embedding of {manifest.embedding_shape} for all of {n} prompts, or one each. "
-                f"Received: shape={embeddings.shape}."
+                f"Received: shape={embeddings.shape}, rows={rows}."
             )
+        # Of other dtypes the device would round what the caller did not.
+        if self._device is not None and isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float16:
+            with _failures_of(DECODER_FILE):
+                embeddings = self._device.upload(embeddings)
         names = [manifest.decoder_outputs[role].name for role in ("logits", "predicted_iou")]
         logits = np.empty((n, *manifest.logits_size), np.float32)
         predicted_iou = np.empty(n, np.float32)
-        step = self._prompts_a_call(len(embeddings))
+        tensors = manifest.decoder_inputs
+        step = self._prompts_a_call(len(chosen))
         for start in range(0, n, step):
             part = slice(start, min(n, start + step))
             arrays = {role: array[part] if role in PROMPT_ROLES else array for role, array in roles.items()}
-            arrays["embeddings"] = embeddings if len(embeddings) == 1 else embeddings[part]
-            tensors = manifest.decoder_inputs
             feeds = {tensors[role].name: fitted(array, tensors[role]) for role, array in arrays.items()}
-            masks, ious = _run(self._decoder, DECODER_FILE, names, feeds)
+            own = chosen if len(chosen) == 1 else chosen[part]
+            masks, ious = self._run_decoder(embeddings, own, feeds, names)
             # [n, *size] or [n, K masks, *size]
             count = part.stop - part.start
             logits[part] = masks.reshape(count, -1, *manifest.logits_size)[:, manifest.mask_index]
@@ -176,6 +233,22 @@ class SamSession:
             self.decoder_calls += 1
         self.prompts_decoded += n
         return Decoded(logits, predicted_iou)
+
+    def _run_decoder(
+        self, embeddings: np.ndarray | ResidentEmbeddings, rows: np.ndarray, feeds: dict[str, Any], names: list[str]
+    ) -> list[np.ndarray]:
+        tensor = self.manifest.decoder_inputs["embeddings"]
+        if isinstance(embeddings, np.ndarray):
+            feeds = feeds | {tensor.name: fitted(embeddings[rows], tensor)}
+            with _failures_of(DECODER_FILE):
+                answers = self._decoder.run(names, feeds)
+        else:
+            with _failures_of(DECODER_FILE):
+                feeds = feeds | {tensor.name: embeddings.gathered(rows)}
+                values = embeddings.device.run(self._decoder, feeds, dict.fromkeys(names, HOST))
+                answers = [value.numpy() for value in values]
+        _require_finite(DECODER_FILE, dict(zip(names, answers, strict=True)))
+        return answers
 
     def _prompts_a_call(self, n_embeddings: int) -> int:
         """A decoder whose batch is fixed (at 1) is looped over."""
@@ -186,16 +259,19 @@ class SamSession:
         return 1 if fixed or apart else self._decoder_batch
 
 
-def _run(session: Any, graph: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+@contextlib.contextmanager
+def _failures_of(graph: str) -> Iterator[None]:
     try:
-        answers = session.run(outputs, feeds)
+        yield
     # ONNX Runtime's errors have no common base below Exception.
     except Exception as error:
         raise SamCallError(f"ONNX Runtime failed in {graph}: {str(error).strip() or type(error).__name__}") from error
-    broken = [name for name, answer in zip(outputs, answers, strict=True) if not np.isfinite(answer).all()]
+
+
+def _require_finite(graph: str, answers: dict[str, np.ndarray]) -> None:
+    broken = [name for name, answer in answers.items() if not np.isfinite(answer).all()]
     if broken:
         raise SamCallError(f"Expected finite numbers of {graph}. Received: NaN or infinity in {', '.join(broken)}.")
-    return answers
 
 
 def pictures_a_run(manifest: Manifest, provider: str) -> int:
@@ -224,16 +300,18 @@ def images_of(pictures: np.ndarray, manifest: Manifest) -> np.ndarray:
 
 
 def open_session(
-    path: Path,
+    model: Path | bytes,
     providers: Sequence[str] = (CPU,),
     allow_cpu: bool = False,
     threads: int | None = None,
     gpu_mem_limit_bytes: int | None = None,
+    gpu_id: int = 0,
 ) -> Any:
-    """Builds an `onnxruntime.InferenceSession` that really runs where it was asked to.
+    """Builds an `onnxruntime.InferenceSession` of a file, or a model's bytes, that really runs where it was asked to.
 
     Raises:
         RuntimeError: ONNX Runtime is absent, or gives another provider (it falls back silently).
+        ValueError: No provider, or a memory limit or number of a GPU that cannot be.
     """
     try:
         import onnxruntime
@@ -243,6 +321,11 @@ def open_session(
         ) from error
     if not providers:
         raise ValueError(f"Expected at least one execution provider, e.g. {CPU}. Received: providers={providers}.")
+    if gpu_id < 0 or (gpu_mem_limit_bytes is not None and gpu_mem_limit_bytes <= 0):
+        raise ValueError(
+            "Expected a memory limit above 0 bytes or none, and a GPU's number of at least 0. "
+            f"Received: gpu_mem_limit_bytes={gpu_mem_limit_bytes}, gpu_id={gpu_id}."
+        )
     available = onnxruntime.get_available_providers()
     if CUDA in providers and CUDA in available:
         onnxruntime.preload_dlls()
@@ -252,14 +335,18 @@ def open_session(
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    wanted = [(name, _provider_options(name, gpu_mem_limit_bytes)) for name in providers if name in available]
-    session = onnxruntime.InferenceSession(str(path), options, providers=wanted or [(CPU, {})])
+    wanted = [(name, _provider_options(name, gpu_mem_limit_bytes, gpu_id)) for name in providers if name in available]
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=wanted or [(CPU, {})]
+    )
     got = session.get_providers()
     missing = [name for name in providers if name not in got]
     if missing:
+        name = "a model of bytes" if isinstance(model, bytes) else model.name
         message = (
-            f"Expected ONNX Runtime to run {path.name} on {', '.join(missing)}; it offers {available}. Install the "
-            "flavour for it (pip install 'semisam-tf[gpu]'), or allow the CPU with --sam_allow_cpu. "
+            f"Expected ONNX Runtime to run {name} on {', '.join(missing)}; it offers {available}. Install the "
+            "flavour for it (pip install 'semisam-tf[gpu]'), choose a GPU and memory that are there (--sam_gpu_id, "
+            f"--sam_gpu_mem_gib), or run on the CPU: --sam_providers={CPU}, or --sam_allow_cpu in training. "
             f"Received: providers={list(providers)}, got={got}."
         )
         if not allow_cpu:
@@ -268,11 +355,12 @@ def open_session(
     return session
 
 
-def _provider_options(name: str, gpu_mem_limit_bytes: int | None) -> dict[str, str]:
+def _provider_options(name: str, gpu_mem_limit_bytes: int | None, gpu_id: int) -> dict[str, str]:
     if name != CUDA:
         return {}
     # No search among convolution algorithms and no TF32: the same embedding in each process, at float32's precision.
-    options = {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
+    options = {"device_id": str(gpu_id), "cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"}
     if gpu_mem_limit_bytes is not None:
-        options["gpu_mem_limit"] = str(gpu_mem_limit_bytes)
+        # By its own way of doubling, the arena would meet the limit long before the tensors do.
+        options |= {"gpu_mem_limit": str(gpu_mem_limit_bytes), "arena_extend_strategy": "kSameAsRequested"}
     return options

@@ -11,13 +11,14 @@ from absl import logging
 
 from semisam_tf.config import Config
 from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.device import require_memory_growth
 from semisam_tf.inference.run_folder import read_run, rounds_of
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.manifest import load_manifest
 from semisam_tf.sam.prompts import prompt_kinds
-from semisam_tf.sam.session import SamSession
+from semisam_tf.sam.session import CUDA, SamSession
 from semisam_tf.sam.trust import OrganPrior, parse
 from semisam_tf.training.pseudolabels import making_of
 from semisam_tf.training.selftest import selftest_of
@@ -35,13 +36,26 @@ def sam_sessions(config: Config) -> list[SamSession]:
     """Opens each SAM, so that a wrong folder, provider, trust or kind of prompt is said before any scan is read.
 
     All graphs are run once: SAM's turn may come hours later.
+
+    Raises:
+        RuntimeError: From `require_memory_growth`, where CUDA is asked for; and what `SamSession` raises.
     """
     if config.sam_mode == "off":
         return []
     parse(config.sam_trust)
     providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
+    if CUDA in providers:
+        require_memory_growth()
+    limit_bytes = int(config.sam_gpu_mem_gib * 2**30) if config.sam_gpu_mem_gib else None
     sessions = [
-        SamSession(folder, providers=providers, allow_cpu=config.sam_allow_cpu) for folder in config.sam_folders()
+        SamSession(
+            folder,
+            providers=providers,
+            allow_cpu=config.sam_allow_cpu,
+            gpu_mem_limit_bytes=limit_bytes,
+            gpu_id=config.sam_gpu_id,
+        )
+        for folder in config.sam_folders()
     ]
     for session in sessions:
         session.try_out(prompt_kinds(session.manifest, config.sam_prompts))

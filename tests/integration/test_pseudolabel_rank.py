@@ -62,6 +62,13 @@ def test_targets_of_unknown_making_are_not_added_to(tiny_run, tmp_path, capsys):
     assert "is not on record" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [pseudolabel, rank])
+def test_sam_runs_where_the_flags_of_the_command_say(tiny_run, tiny_sam, tmp_path, capsys, command):
+    words = [f"--workdir={tiny_run}", f"--output={tmp_path / 'out'}", f"--sam_dir={tiny_sam}"]
+    assert command.main([*words, "--sam_providers=ROCMExecutionProvider"]) == 1
+    assert "Expected ONNX Runtime to run encoder.onnx on ROCMExecutionProvider" in capsys.readouterr().err
+
+
 def test_a_supervised_runs_unlabelled_cases_get_targets_without_being_named(tiny_run, tmp_path):
     assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--nonifti"]) == 0
     assert [path.name for path in tmp_path.glob("*.h5")] == ["case3.h5"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import resource
 import runpy
 import sys
@@ -15,6 +16,18 @@ from absl import flags
 def runs(repo_root):
     """`tests/serving_run.py`."""
     return SimpleNamespace(**runpy.run_path(str(repo_root / "tests" / "serving_run.py")))
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """Name of the machine's NVIDIA GPU; without one the test is skipped, or fails where SEMISAM_GPU is set."""
+    from semisam_tf.health.devices import nvidia_gpus
+
+    gpus = nvidia_gpus()
+    if not gpus:
+        missing = "no NVIDIA GPU: nvidia-smi lists none"
+        pytest.fail(missing, pytrace=False) if os.environ.get("SEMISAM_GPU") else pytest.skip(missing)
+    return gpus[0]
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 
 from semisam_tf.config import PRESETS, Config, validate
 from semisam_tf.options import OptionError, parse
+from semisam_tf.pseudolabel import PseudolabelConfig
+from semisam_tf.rank import RankConfig
 
 GOOD = Config(data_dir="data", workdir="runs/x")
 
@@ -71,6 +73,9 @@ def test_the_papers_setting():
         ({"sam_points": 0}, "--sam_points: expected at least 1"),
         ({"sam_prompts": "box,text"}, "--sam_prompts: expected auto, or some of box, point and mask"),
         ({"sam_prompts": ""}, "--sam_prompts: expected auto"),
+        ({"sam_gpu_mem_gib": -1.0}, "--sam_gpu_mem_gib and --sam_gpu_id: expected finite values of at least 0"),
+        ({"sam_gpu_mem_gib": float("nan")}, "--sam_gpu_mem_gib and"),
+        ({"sam_gpu_id": -1}, "--sam_gpu_mem_gib and --sam_gpu_id: expected finite values of at least 0"),
     ],
 )
 def test_contradictions_name_the_fix(changes, message):
@@ -81,6 +86,18 @@ def test_contradictions_name_the_fix(changes, message):
 def test_every_sam_folder_is_asked():
     assert dataclasses.replace(GOOD, sam_dir="a, b").sam_folders() == ("a", "b")
     assert GOOD.sam_folders() == ()
+
+
+@pytest.mark.parametrize("command", [PseudolabelConfig, RankConfig])
+def test_later_commands_ask_sam_where_the_run_did_unless_told_otherwise(command):
+    run = dataclasses.replace(GOOD, sam_providers="CUDAExecutionProvider", sam_gpu_id=1, sam_gpu_mem_gib=4.0)
+    assert run.with_device_of(command()) == run
+    # GPU 0 is a GPU, not the absence of a flag.
+    elsewhere = command(sam_providers="CPUExecutionProvider", sam_gpu_id=0, sam_gpu_mem_gib=2.5)
+    changes = {"sam_providers": "CPUExecutionProvider", "sam_gpu_id": 0, "sam_gpu_mem_gib": 2.5}
+    assert run.with_device_of(elsewhere) == dataclasses.replace(run, **changes)
+    with pytest.raises(OptionError, match="--sam_gpu_mem_gib"):
+        run.with_device_of(command(sam_gpu_mem_gib=float("inf")))
 
 
 @pytest.mark.parametrize("name", ["quickstart", "la_1", "la_2", "la_4", "la_paper", "la_table"])

@@ -222,7 +222,9 @@ def test_cold_and_warm_cache_and_no_cache_give_equal_targets(session: SamSession
 def test_embeddings_are_rounded_before_decoding_even_without_a_cache(session: SamSession) -> None:
     seen = []
     real = session.decode
-    session.decode = lambda embeddings, prompts: seen.append(embeddings.dtype) or real(embeddings, prompts)
+    session.decode = lambda embeddings, *asked, **rows: (
+        seen.append(embeddings.dtype) or real(embeddings, *asked, **rows)
+    )
     SamBranch(session).target(*random_case())
     assert seen == [np.float16]
 

@@ -13,7 +13,7 @@ import pytest
 
 from semisam_tf.sam.decoder_inputs import Prompts
 from semisam_tf.sam.manifest import Manifest, Scaling, Tensor
-from semisam_tf.sam.session import CPU, CUDA, SamCallError, SamSession, pictures_a_run
+from semisam_tf.sam.session import CPU, CUDA, SamCallError, SamSession, open_session, pictures_a_run
 
 
 def test_encoder_sees_the_picture_in_every_channel(session: SamSession) -> None:
@@ -145,14 +145,57 @@ def test_provider_that_onnxruntime_offers_but_does_not_give_is_refused(
     def silent_fallback(path: str, options: object, providers: list) -> object:
         # What ONNX Runtime does when CUDA's libraries are absent: a log line, and the CPU.
         assert providers[0][0] == CUDA
-        assert providers[0][1]["gpu_mem_limit"] == str(2**30)
         return real(path, options, providers=[CPU])
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", silent_fallback)
     with pytest.raises(RuntimeError, match=r"Expected ONNX Runtime to run encoder\.onnx on CUDAExecutionProvider"):
-        SamSession(double_dir, providers=(CUDA,), gpu_mem_limit_bytes=2**30)
+        SamSession(double_dir, providers=(CUDA,))
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "more"),
+    [(None, {}), (2**30, {"gpu_mem_limit": "1073741824", "arena_extend_strategy": "kSameAsRequested"})],
+)
+def test_options_of_each_provider(
+    double_dir: Path, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None, more: dict[str, str]
+) -> None:
+    """ONNX Runtime is a stand-in that gives whatever it is asked for: nothing here computes."""
+    asked: list[tuple[str, list[tuple[str, dict[str, str]]]]] = []
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            asked.append((Path(path).name, providers))
+            self._names = [name for name, _ in providers]
+
+        def get_providers(self) -> list[str]:
+            return self._names
+
+    runtime = types.SimpleNamespace(
+        get_available_providers=lambda: ["TensorrtExecutionProvider", CUDA, CPU],
+        preload_dlls=lambda: asked.append(("CUDA's libraries", [])),
+        SessionOptions=lambda: types.SimpleNamespace(add_session_config_entry=lambda name, value: None),
+        InferenceSession=Session,
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    for name in ("encoder.onnx", "decoder.onnx"):
+        open_session(double_dir / name, ("TensorrtExecutionProvider", CUDA, CPU), False, None, limit_bytes, gpu_id=1)
+    cuda = {"device_id": "1", "cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0", **more}
+    wanted = [("TensorrtExecutionProvider", {}), (CUDA, cuda), (CPU, {})]
+    # The libraries first, or the session falls back to the CPU.
+    assert asked == [
+        ("CUDA's libraries", []),
+        ("encoder.onnx", wanted),
+        ("CUDA's libraries", []),
+        ("decoder.onnx", wanted),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"gpu_mem_limit_bytes": 0}, {"gpu_mem_limit_bytes": -1}, {"gpu_id": -1}])
+def test_a_gpu_that_cannot_be_is_refused(double_dir: Path, arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"above 0 bytes or none.*Received: gpu_mem_limit_bytes="):
+        SamSession(double_dir, **arguments)
 
 
 def test_allowed_fallback_warns_and_computes(double_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ def prompts_of(session: SamSession, predicted: np.ndarray, spacing: tuple[float,
     """What the decoder is asked."""
     seen = []
     real = session.decode
-    session.decode = lambda embeddings, prompts: seen.append(prompts) or real(embeddings, prompts)
+    session.decode = lambda embeddings, prompts, rows: seen.append(prompts) or real(embeddings, prompts, rows)
     SamBranch(session, points=points).target(scan(predicted.shape), one_hot(predicted), spacing_mm=spacing)
     return seen
 

@@ -48,10 +48,11 @@ def test_other_cases_or_another_sam_under_the_same_flags_are_refused(started, fa
         record.check_same_run(started, FACTS | facts)
 
 
-def test_moved_folders_and_cadence_are_no_other_run(started, tmp_path):
+def test_moved_folders_cadence_and_another_gpu_are_no_other_run(started, tmp_path):
     moved = dataclasses.replace(
-        started, workdir=str(tmp_path / "x" / ".." / "run"), data_dir="/elsewhere", labeled="names.txt", log_every=1
-    )
+        started, workdir=str(tmp_path / "x" / ".." / "run"), data_dir="/elsewhere", labeled="names.txt", log_every=1,
+        sam_gpu_id=1, sam_gpu_mem_gib=2.0,
+    )  # fmt: skip
     (tmp_path / "x").mkdir()
     record.check_same_run(moved, FACTS)
 
