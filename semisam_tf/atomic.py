@@ -65,6 +65,23 @@ def require_room(folder: str | os.PathLike[str], count: int) -> None:
             raise OSError(error.errno, full_disk(folder, f"{count} bytes in {folder}")) from error
 
 
+def require_folder(folder: Path, what: str, flag: str) -> None:
+    """Makes a folder for `what`, named by `flag`, and tries to write into it: the first file may be due hours later.
+
+    Raises:
+        OSError: It may not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Expected a folder for {what} that may be written to; choose another {flag}. "
+            f"Received: {folder} ({error.strerror})."
+        ) from error
+
+
 def full_disk(folder: Path, what: object) -> str:
     """What to say when `what` cannot be written into `folder` for want of room."""
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0

@@ -46,6 +46,12 @@ class Config:
     lower_percentile: float = option(0.5, "Intensities below this percentile of the scan are clipped.", unit="percent")
     upper_percentile: float = option(99.5, "Intensities above this percentile are clipped.", unit="percent")
 
+    scan_cache_dir: str = option(
+        "",
+        "Folder where scans are kept in the training grid and read from as crops need them, so that a cohort may be "
+        "larger than memory; may be shared by runs. Empty: in memory.",
+    )
+
     # Coarse to fine
     coarse_to_fine: bool = option(
         False, "Find the organs at a low resolution first; train and predict in their box alone (uncropped scans)."

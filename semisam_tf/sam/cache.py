@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semisam_tf.atomic import full_disk, replacing
+from semisam_tf.atomic import full_disk, replacing, require_folder
 
 _PAGE = 4096
 _ENTRY = np.dtype("<u8")
@@ -128,16 +127,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # The first embedding may be due hours later.
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise OSError(
-                f"Expected a folder for SAM's embeddings that may be written to; choose another --sam_cache_dir. "
-                f"Received: {self.folder} ({error.strerror})."
-            ) from error
+        require_folder(self.folder, "SAM's embeddings", "--sam_cache_dir")
 
     def scan(self, name: str, key: str, views: int, embedding_shape: Sequence[int]) -> ScanEmbeddings:
         """Opens a scan's file, or makes an empty one.

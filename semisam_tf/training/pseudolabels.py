@@ -207,12 +207,13 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
 
 
 class StoredTargets:
-    """Targets of a folder for the unlabelled items of a batch: `sam_mode=offline`."""
+    """Targets of a folder for the unlabelled items of a batch: `sam_mode=offline`. They stay in their files."""
 
     def __init__(self, folder: str | Path, unlabelled: Sequence[Volume], n_classes: int, start_step: int = 0) -> None:
-        """Reads all of them; raises what `read_target` does."""
-        self.start_step, self.n_classes = start_step, n_classes
-        self.targets_by_case = {v.case_id: read_target(Path(folder), v, n_classes) for v in unlabelled}
+        """Reads each of them once, so that what does not fit is said now; raises what `read_target` does."""
+        self.folder, self.start_step, self.n_classes = Path(folder), start_step, n_classes
+        for volume in unlabelled:
+            read_target(self.folder, volume, n_classes)
         self.totals = {"voxels": 0, "voxels_taught": 0, "weight_sum": 0.0}
 
     def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +225,9 @@ class StoredTargets:
         if step < self.start_step:
             return probs, weight
         for item, (case_id, transform) in enumerate(zip(batch.case_ids[first:], batch.transforms[first:], strict=True)):
-            probs[item], weight[item] = cut(self.targets_by_case[case_id], transform)
+            with _opened(self.folder, case_id) as file:
+                # HDF5 unpacks the chunks that a crop lies in, and no others.
+                probs[item], weight[item] = cut(Target(file["probs"], file["weight"]), transform)
         self.totals["voxels"] += weight.size
         self.totals["voxels_taught"] += int(np.count_nonzero(weight))
         self.totals["weight_sum"] += float(weight.sum(dtype=np.float64))

@@ -19,6 +19,7 @@ from semisam_tf.training.pseudolabels import (
     targets_learned_from,
     write_target,
 )
+from semisam_tf.training.targets import Target, cut
 
 SIZE = (20, 18, 16)
 
@@ -60,6 +61,29 @@ def test_a_batch_sees_the_target_that_lies_on_its_crop(tmp_path):
     restored = StoredTargets(tmp_path, [volume("u/1")], 2)
     restored.restore(*targets.state())
     assert restored.summary() == summary
+
+
+def test_targets_stay_in_their_files_and_are_cut_as_from_memory(tmp_path):
+    write(tmp_path, n_classes=3)
+    targets, unlabelled = StoredTargets(tmp_path, [volume("u/1")], 3), volume("u/1")
+    assert not any(
+        isinstance(value, (np.ndarray, Target, dict)) and name != "totals" for name, value in vars(targets).items()
+    )
+    config = AugmentConfig(flip="xyz", rotate90=True, rotation_deg=20, elastic_vox=2, elastic_probability=0.5)
+    labelled = volume("l", np.ones(SIZE, np.uint8))
+    stream = TwoStream([labelled], [unlabelled], 2, 1, (16, 16, 16), config, seed=1)
+    kept, shown = read_target(tmp_path, unlabelled, 3), 0
+    for step in range(6):
+        batch = stream.batch(step)
+        probs, weight = targets.targets(step, batch)
+        expected_probs, expected_weight = cut(kept, batch.transforms[1])
+        np.testing.assert_array_equal(probs[0], expected_probs)
+        np.testing.assert_array_equal(weight[0], expected_weight)
+        shown += int(np.count_nonzero(weight))
+    assert shown > 1000
+    target_path(tmp_path, "u/1").write_bytes(b"overwritten")
+    with pytest.raises(ValueError, match=r"Expected a target that pseudolabel wrote in .*1\.h5"):
+        targets.targets(6, batch)
 
 
 def test_the_scores_are_kept(tmp_path):
