@@ -27,6 +27,9 @@ class PseudolabelConfig:
     sam_fusion: str = option("mean", "SAM's mask, or the mean of both probabilities.", choices=("sam", "mean"))
     sam_smoothing_vox: float = option(0.7, "Gaussian that smooths the fused probabilities.", unit="voxels")
     sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    sam_cache_gib: float = option(
+        0.0, "Embeddings on disk take at most this much; scans unused for longest go first. 0: no limit.", unit="GiB"
+    )
     nifti: bool = option(
         True,
         "Also write <case>.nii.gz, the mask to correct and use as a label, and <case>_trust.nii.gz, how sure it is "

@@ -25,8 +25,8 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntim
 _MAY_CHANGE = frozenset(
     {
         "preset", "data_dir", "workdir", "train_list", "labeled", "exclude_cases", "quickstart_cohort",
-        "scan_cache_dir", "sam_dir", "targets_dir", "sam_cache_dir", "sam_allow_cpu", "data_workers", "log_every",
-        "image_every", "checkpoint_every",
+        "scan_cache_dir", "sam_dir", "targets_dir", "sam_cache_dir", "sam_cache_gib", "sam_allow_cpu", "data_workers",
+        "log_every", "image_every", "checkpoint_every",
     }
 )  # fmt: skip
 
