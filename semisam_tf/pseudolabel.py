@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semisam_tf.options import OptionError, option, run_command
+from semisam_tf.shards import parse_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class PseudolabelConfig:
 
     workdir: str = option("", "Folder of a finished run; its settings hold for all that is no flag here.")
     data_dir: str = option("", "Folder of scans. Empty: the run's.")
-    output: str = option("", "Folder to write. Targets that are there are kept.")
+    output: str = option("", "Folder to write. Targets that are there are kept, and NIfTI files newer than theirs.")
     cases: str = option("", "File of case names, one a line. Empty: the training cases that the run has no label of.")
     model: str = option("auto", "Weights to use; auto: as the run decided.", choices=("auto", "student", "teacher"))
     sam_dir: str = option("", "Folders of SAM exports, separated by commas. Empty: the predictions alone.")
@@ -35,6 +36,9 @@ class PseudolabelConfig:
         "Also write <case>.nii.gz, the mask to correct and use as a label, and <case>_trust.nii.gz, how sure it is "
         "(0..1), in the scan's own grid.",
     )
+    shard: str = option(
+        "", "i/n: every n-th case from the i-th on alone, for n processes that fill one folder. Empty: all cases."
+    )
 
 
 def pseudolabel_command(config: PseudolabelConfig) -> int:
@@ -42,6 +46,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     for name in ("workdir", "output"):
         if not getattr(config, name):
             raise OptionError(f"--{name} is needed (--help lists every flag).")
+    shard = parse_shard(config.shard)
     from semisam_tf.flavour import require_onnxruntime, require_tensorflow
 
     require_tensorflow()
@@ -50,7 +55,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
 
     from semisam_tf.data.splits import read_cases
     from semisam_tf.inference.run_folder import read_run, unlabelled_cases
-    from semisam_tf.training.pseudolabels import write_nifti
+    from semisam_tf.training.pseudolabels import has_nifti, write_nifti
     from semisam_tf.training.rounds import make_targets
 
     run = read_run(Path(config.workdir))
@@ -62,12 +67,17 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     }
     settings = dataclasses.replace(run["config"], **changes)
     cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
+    if shard is not None:
+        cases = shard.share(cases)
     folder = Path(config.output)
-    make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)
+    make_targets(
+        settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model, shard=shard
+    )
     if config.nifti:
         for case_id in cases:
-            write_nifti(settings, folder, case_id)
-    logging.info("Targets of %d scans in %s.", len(cases), folder)
+            if not has_nifti(folder, case_id):
+                write_nifti(settings, folder, case_id)
+    logging.info("Targets of %d scans in %s%s.", len(cases), folder, f", shard {shard}" if shard else "")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from absl import logging
 
-from semisam_tf.atomic import locked, sweep
+from semisam_tf.atomic import sweep
 from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
@@ -26,6 +26,7 @@ from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
+from semisam_tf.shards import Shard, locked_for
 from semisam_tf.training import record
 from semisam_tf.training.coarse import RegionCutter
 from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
@@ -100,6 +101,7 @@ def make_targets(
     case_ids: Sequence[str],
     labelled: Sequence[str],
     wanted: str = "auto",
+    shard: Shard | None = None,
 ) -> None:
     """Writes the targets of those scans that have none yet, from the finished run in `workdir`.
 
@@ -110,13 +112,15 @@ def make_targets(
         case_ids: The scans; their labels are not opened.
         labelled: Cases whose labels the trusts "prior" and "selftest" may look at.
         wanted: "student", "teacher", or "auto" for what the run decided.
+        shard: Of several processes that write into the folder, this one; `case_ids` are its share.
 
     Raises:
         OptionError: The folder holds targets that were made otherwise.
         RuntimeError: Another process writes targets there.
     """
-    with locked(folder, "folder of targets"):
-        sweep(folder)
+    with locked_for(folder, "folder of targets", shard):
+        if shard is None:
+            sweep(folder)
         predictor, which = load_predictor(workdir, wanted)
         run = read_run(workdir)
         making: dict[str, Any] = {
