@@ -421,6 +421,20 @@ def test_a_killed_shard_leaves_whole_files_and_is_made_up_for(tmp_path):
     assert not list(shared.rglob("*.partial.*"))
 
 
+def test_a_shard_leaves_alone_what_another_is_writing(tmp_path):
+    words, shared = [*files(tmp_path, n=2), f"--output={tmp_path}/shared"], tmp_path / "shared"
+    assert run(*words, "--shard=1/2") == 0
+    own, of_other = shared / "c0" / ".partial.0.mri_norm2.h5", shared / "c1" / ".partial.0.mri_norm2.h5"
+    of_any = shared / ".partial.0.prepare.json"
+    of_other.parent.mkdir()
+    for path in (own, of_other, of_any):
+        path.touch()
+    assert run(*words, "--shard=1/2") == 0
+    assert [path.exists() for path in (own, of_other, of_any)] == [False, True, True]
+    assert run(*words) == 0
+    assert not list(shared.rglob("*.partial.*"))
+
+
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "a/b"])
 def test_a_shard_that_cannot_be_is_refused(tmp_path, capsys, shard):
     assert run(*files(tmp_path, n=1), f"--output={tmp_path}/data", f"--shard={shard}") == 2

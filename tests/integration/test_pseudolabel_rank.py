@@ -68,12 +68,16 @@ def test_shards_make_what_one_call_makes(tiny_run, tiny_sam, tmp_path, capsys):
     assert sorted(path.name for path in shared.glob("*.h5")) == ["case2.h5"]
     # A shard with other settings is refused as a call with other settings is.
     assert pseudolabel.main([*words, "--shard=1/2", "--sam_fusion=sam"]) == 2
+    # As another shard has it that is writing.
+    (shared / ".partial.0.case2.h5").touch()
     assert pseudolabel.main([*words, "--shard=1/2"]) == 0
+    assert (shared / ".partial.0.case2.h5").exists()
     (shared / "case3.nii.gz").unlink()
     corrected = sitk.ReadImage(str(shared / "case1.nii.gz"))
     sitk.WriteImage(corrected * 0, str(shared / "case1.nii.gz"))
     there = {path: path.stat().st_mtime_ns for path in shared.glob("case*")}
     assert pseudolabel.main(words) == 0
+    assert not (shared / ".partial.0.case2.h5").exists()
     # Only what was missing is new: a mask that was corrected stays.
     after = {path: path.stat().st_mtime_ns for path in shared.glob("case*")}
     assert {path.name for path in after if there.get(path) != after[path]} == {"case3.nii.gz", "case3_trust.nii.gz"}

@@ -1,6 +1,8 @@
 """Targets as files: what is written is what a batch sees, and what does not fit is refused by name."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -10,6 +12,7 @@ from semisam_tf.data.augment import AugmentConfig
 from semisam_tf.data.batches import TwoStream
 from semisam_tf.data.volumes import Volume
 from semisam_tf.options import OptionError
+from semisam_tf.training import pseudolabels
 from semisam_tf.training.pseudolabels import (
     StoredTargets,
     read_target,
@@ -113,6 +116,22 @@ def test_a_damaged_region_or_making_names_its_file(tmp_path):
     (tmp_path / "making.json").write_text("{", encoding="utf-8")
     with pytest.raises(OptionError, match=r"Expected JSON in .*making\.json"):
         targets_learned_from(tmp_path)
+
+
+def test_of_two_that_begin_at_once_the_second_compares(tmp_path, monkeypatch):
+    read = pseudolabels.making_of
+
+    def slowly(folder):
+        there = read(folder)
+        time.sleep(0.2)  # long enough for the other to read, too, if it may
+        return there
+
+    monkeypatch.setattr(pseudolabels, "making_of", slowly)
+    with ThreadPoolExecutor(2) as executor:
+        began = [executor.submit(require_same_making, tmp_path, {"run": run, "learned_from": []}) for run in "ab"]
+        refused = [isinstance(future.exception(), OptionError) for future in began]
+    assert sorted(refused) == [False, True]
+    assert read(tmp_path)["run"] == "ab"[refused.index(False)]
 
 
 def test_what_targets_rest_on_is_compared_in_no_order(tmp_path):
