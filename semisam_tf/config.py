@@ -45,7 +45,6 @@ class Config:
     )
     lower_percentile: float = option(0.5, "Intensities below this percentile of the scan are clipped.", unit="percent")
     upper_percentile: float = option(99.5, "Intensities above this percentile are clipped.", unit="percent")
-
     scan_cache_dir: str = option(
         "",
         "Folder where scans are kept in the training grid and read from as crops need them, so that a cohort may be "

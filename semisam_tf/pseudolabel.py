@@ -63,6 +63,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     changes = same | {
         "data_dir": config.data_dir or run["config"].data_dir,
         "sam_mode": "offline",
+        "scan_cache_dir": "",  # the run's own may be on another machine; each scan is needed once
         "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
     }
     settings = dataclasses.replace(run["config"], **changes)

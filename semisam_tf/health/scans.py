@@ -115,7 +115,7 @@ def check_scan_cache(config: Config, facts: Sequence[ScanFacts]) -> Finding:
     """Whether the training scans fit on the disk in the training grid; a coarse-to-fine run keeps their regions."""
     folder = config.scan_cache_dir
     needed = sum(fact.grid_bytes for fact in facts)
-    there = sum(path.stat().st_size for path in Path(folder).glob("*.scan")) if Path(folder).is_dir() else 0
+    there = sum(path.stat().st_size for path in Path(folder).glob("[!.]*.scan")) if Path(folder).is_dir() else 0
     what = f"at most {gib(needed)} for {len(facts)} scans, {gib(there)} is there"
     return check_folder("scan cache", folder, max(0, needed - there), what, "--scan_cache_dir")
 

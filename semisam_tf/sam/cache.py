@@ -31,6 +31,8 @@ from semisam_tf.atomic import full_disk, replacing, require_folder
 _PAGE = 4096
 _ENTRY = np.dtype("<u8")
 _MAGIC = "semisam-tf embeddings 3"
+# Not what another process is writing, whose name begins with a dot until it is whole.
+_FILES = "[!.]*.embeddings"
 # A view's entry: 0 where there is no embedding, else this and its crc32.
 _WRITTEN = 1 << 32
 
@@ -196,7 +198,7 @@ class EmbeddingCache:
         """Removes scans until `n_bytes` more fit within the limit; `path` is what they are written to."""
         if not self.limit_bytes:
             return
-        kept = {file: status for file in self.folder.glob("*.embeddings") if (status := _status(file)) is not None}
+        kept = {file: status for file in self.folder.glob(_FILES) if (status := _status(file)) is not None}
         excess = sum(_disk_bytes(status) for status in kept.values()) + n_bytes - self.limit_bytes
         in_use = {stored.path for stored in self._open}
         removed, freed = 0, 0
@@ -222,7 +224,7 @@ class EmbeddingCache:
 
 def disk_bytes_of(folder: Path) -> int:
     """What the scans of a folder take of the disk: the files have holes where nothing was encoded yet."""
-    statuses = (_status(path) for path in folder.glob("*.embeddings"))
+    statuses = (_status(path) for path in folder.glob(_FILES))
     return sum(_disk_bytes(status) for status in statuses if status is not None)
 
 

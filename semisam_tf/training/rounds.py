@@ -29,7 +29,7 @@ from semisam_tf.sam.target import SamTarget
 from semisam_tf.shards import Shard, locked_for
 from semisam_tf.training import record
 from semisam_tf.training.coarse import RegionCutter
-from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
+from semisam_tf.training.loop import load_labelled, load_unlabelled, scan_cache_of, train_once
 from semisam_tf.training.pseudolabels import LEARNED_FROM, require_same_making, target_path, write_target
 from semisam_tf.training.sam_setup import asking_of, looks_at_labels, sam_ensemble, sam_sessions
 from semisam_tf.training.sam_teaching import MOST_FAILURES
@@ -134,7 +134,7 @@ def make_targets(
         missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
         if not missing:
             return
-        ensemble, cut = None, RegionCutter(predictor.locator)
+        ensemble, cut, cache = None, RegionCutter(predictor.locator), scan_cache_of(config)
         if config.sam_folders():
             scans = []
             if looks_at_labels(config):
@@ -142,7 +142,7 @@ def make_targets(
             ensemble = sam_ensemble(config, scans, sam_sessions(config))
         sam = _Asking(config, ensemble, folder)
         for number, case_id in enumerate(missing, start=1):
-            (volume,) = load_unlabelled(config, [case_id], cut)
+            (volume,) = load_unlabelled(config, [case_id], cut, cache)
             predicted = predictor.probs(volume.image)
             said = sam.target(volume, predicted)
             probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)

@@ -10,6 +10,7 @@ from semisam_tf.config import Config
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.options import OptionError
 from semisam_tf.training.loop import train_once
+from semisam_tf.training.rounds import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -88,3 +89,16 @@ def test_a_run_goes_on_with_its_scans_elsewhere_but_not_with_others(tiny_cohort,
         train_once(dataclasses.replace(config, data_dir=str(other)))
     train_once(dataclasses.replace(config, scan_cache_dir=str(tmp_path / "elsewhere")))
     assert_same(arrays(tmp_path / "run"), arrays(tmp_path / "whole"))
+
+
+def test_targets_between_rounds_are_made_of_the_scans_on_disk(tiny_cohort, tmp_path, monkeypatch):
+    changes = {"method": "supervised", "sam_mode": "offline", "sam_fusion": "mean", "rounds": 2, "round_steps": 2}
+    train(config_of(tiny_cohort, tmp_path / "memory", **changes))
+    made, image_of = [], Preprocessing.training_image
+    monkeypatch.setattr(
+        Preprocessing, "training_image", lambda self, volume: made.append(volume.case_id) or image_of(self, volume)
+    )
+    train(config_of(tiny_cohort, tmp_path / "disk", scan_cache_dir=str(tmp_path / "scans"), **changes))
+    # Once each; before the first round one scan is tried in memory.
+    assert sorted(made) == ["case0", "case1", "case1", "case2", "case3"]
+    assert_same(arrays(tmp_path / "disk"), arrays(tmp_path / "memory"))

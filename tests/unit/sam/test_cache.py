@@ -206,7 +206,7 @@ def filled(cache: EmbeddingCache, name: str, views: int = 4) -> Path:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name.split("-")[0] for path in folder.glob("*.embeddings"))
+    return sorted(path.name.split("-")[0] for path in folder.glob("[!.]*.embeddings"))
 
 
 def test_the_scan_unused_for_longest_goes_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,6 +215,9 @@ def test_the_scan_unused_for_longest_goes_first(tmp_path: Path, caplog: pytest.L
     for name in ("a", "b", "c"):
         filled(cache, name)
     assert names_in(tmp_path) == ["a", "b", "c"]
+    of_another = tmp_path / ".partial.0.x.embeddings"
+    of_another.touch()
+    os.utime(of_another, (0, 0))
     cache.scan("a", "a" * 64, 4, LARGE)
     with caplog.at_level(logging.INFO):
         filled(cache, "d")
@@ -222,6 +225,8 @@ def test_the_scan_unused_for_longest_goes_first(tmp_path: Path, caplog: pytest.L
     assert f"1 scans, unused for longest, are removed from {tmp_path}" in caplog.text
     filled(cache, "e")
     assert names_in(tmp_path) == ["a", "d", "e"]
+    # What is still being written is nobody's to remove.
+    assert of_another.exists()
 
 
 def test_reading_times_of_the_file_system_do_not_matter(tmp_path: Path) -> None:
