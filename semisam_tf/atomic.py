@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: The disk is full, or may not be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}.{path.name}")
+    # Not by the process's number: of several containers each may be process 1.
+    temporary = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex[:12]}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -65,6 +67,23 @@ def require_room(folder: str | os.PathLike[str], count: int) -> None:
             raise OSError(error.errno, full_disk(folder, f"{count} bytes in {folder}")) from error
 
 
+def require_folder(folder: Path, what: str, flag: str) -> None:
+    """Makes a folder for `what`, named by `flag`, and tries to write into it: the first file may be due hours later.
+
+    Raises:
+        OSError: It may not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Expected a folder for {what} that may be written to; choose another {flag}. "
+            f"Received: {folder} ({error.strerror})."
+        ) from error
+
+
 def full_disk(folder: Path, what: object) -> str:
     """What to say when `what` cannot be written into `folder` for want of room."""
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
@@ -81,26 +100,29 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, flag: str) -> Iterator[None]:
+def locked(folder: Path, flag: str, *, name: str = ".lock", shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Holds `folder`, made if absent, for this process. The kernel drops the lock when it dies, however it dies.
 
     Args:
         flag: The flag that named the folder, for the message.
+        name: Of the file that is locked: what is held is the folder as far as others lock the same file.
+        shared: Others may hold it at the same time, if they share it too.
+        wait: Until it is to be had, where another process holds it.
 
     Raises:
-        RuntimeError: Another process holds it.
+        RuntimeError: Another process holds it, and `wait` is not set.
         OSError: It may not be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        lock = (folder / name).open("a+")
     except OSError as error:
         raise OSError(
             f"Expected a {flag} that may be written to; choose another. Received: {folder} ({error.strerror})."
         ) from error
     with lock as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             handle.seek(0)
             raise RuntimeError(

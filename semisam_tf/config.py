@@ -47,6 +47,11 @@ class Config:
     )
     lower_percentile: float = option(0.5, "Intensities below this percentile of the scan are clipped.", unit="percent")
     upper_percentile: float = option(99.5, "Intensities above this percentile are clipped.", unit="percent")
+    scan_cache_dir: str = option(
+        "",
+        "Folder where scans are kept in the training grid and read from as crops need them, so that a cohort may be "
+        "larger than memory; may be shared by runs. Empty: in memory.",
+    )
 
     # Coarse to fine
     coarse_to_fine: bool = option(
@@ -183,6 +188,9 @@ class Config:
     )
     sam_refresh_visits: int = option(10, "cached: a scan's target is made anew every so many visits.", unit="visits")
     sam_cache_dir: str = option("", "Embeddings on disk; may be shared by runs. Empty: <workdir>/sam_cache.")
+    sam_cache_gib: float = option(
+        0.0, "Embeddings on disk take at most this much; scans unused for longest go first. 0: no limit.", unit="GiB"
+    )
     sam_providers: str = option("CPUExecutionProvider", "ONNX Runtime providers, separated by commas.")
     sam_allow_cpu: bool = option(False, "Go on with the CPU when a provider asked for is not to be had.")
     sam_gpu_id: int = option(0, "CUDA's number of the GPU that SAM runs on.")
@@ -406,6 +414,10 @@ def validate(config: Config) -> None:
         (
             not config.sam_margin_vox or min(config.sam_margin_vox) < 0 or config.sam_smoothing_vox < 0,
             "--sam_margin_vox: expected at least one number, and like --sam_smoothing_vox none below 0.",
+        ),
+        (
+            not 0 <= config.sam_cache_gib < math.inf,
+            "--sam_cache_gib: expected a finite value of at least 0, where 0 is no limit.",
         ),
         (
             min(config.log_every, config.image_every, config.checkpoint_every) < 1,

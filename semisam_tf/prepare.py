@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ def prepare_command(config: PrepareConfig) -> int:
     from semisam_tf.preparation.run import FLAG_FILE, prepare
 
     report = prepare(config)
+    if config.shard:
+        return _end_of_shard(config, report["cases"])
     sys.stdout.write(table(report["cases"]))
     for line in _warnings(report):
         sys.stderr.write(f"warning: {line}\n")
@@ -28,12 +31,25 @@ def prepare_command(config: PrepareConfig) -> int:
         sys.stdout.write(
             f"Next: python -m semisam_tf.train --flagfile={config.output}/{FLAG_FILE} --preset=cpu --workdir=DIR\n"
         )
-    bad = [case for case in report["cases"] if case["problem"]]
-    if bad:
-        sys.stderr.write(f"error: {len(bad)} of {len(report['cases'])} cases were left out:\n")
-        sys.stderr.writelines(f"  {case['case_id']}: {case['problem']}\n" for case in bad)
-        return 1
-    return 0
+    return _left_out(report["cases"])
+
+
+def _end_of_shard(config: PrepareConfig, cases: list[dict[str, Any]]) -> int:
+    counts = Counter(case["status"] for case in cases)
+    shown = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no case"
+    sys.stdout.write(f"Shard {config.shard}: {shown}\n")
+    sys.stdout.write("Next, when all shards are done: the same command without --shard, for lists and summary\n")
+    return _left_out(cases)
+
+
+def _left_out(cases: list[dict[str, Any]]) -> int:
+    """Names the cases that were left out; 1 if there are any."""
+    bad = [case for case in cases if case["problem"]]
+    if not bad:
+        return 0
+    sys.stderr.write(f"error: {len(bad)} of {len(cases)} cases were left out:\n")
+    sys.stderr.writelines(f"  {case['case_id']}: {case['problem']}\n" for case in bad)
+    return 1
 
 
 def _warnings(report: dict[str, Any]) -> list[str]:

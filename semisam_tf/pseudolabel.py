@@ -9,6 +9,7 @@ from pathlib import Path
 
 from semisam_tf.config import SAM_DEVICE_FLAGS
 from semisam_tf.options import OptionError, option, run_command
+from semisam_tf.shards import parse_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class PseudolabelConfig:
 
     workdir: str = option("", "Folder of a finished run; its settings hold for all that is no flag here.")
     data_dir: str = option("", "Folder of scans. Empty: the run's.")
-    output: str = option("", "Folder to write. Targets that are there are kept.")
+    output: str = option("", "Folder to write. Targets that are there are kept, and NIfTI files newer than theirs.")
     cases: str = option("", "File of case names, one a line. Empty: the training cases that the run has no label of.")
     model: str = option("auto", "Weights to use; auto: as the run decided.", choices=("auto", "student", "teacher"))
     sam_dir: str = option("", "Folders of SAM exports, separated by commas. Empty: the predictions alone.")
@@ -28,6 +29,9 @@ class PseudolabelConfig:
     sam_fusion: str = option("mean", "SAM's mask, or the mean of both probabilities.", choices=("sam", "mean"))
     sam_smoothing_vox: float = option(0.7, "Gaussian that smooths the fused probabilities.", unit="voxels")
     sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    sam_cache_gib: float = option(
+        0.0, "Embeddings on disk take at most this much; scans unused for longest go first. 0: no limit.", unit="GiB"
+    )
     sam_providers: str = option("", "ONNX Runtime providers, separated by commas. Empty: the run's.")
     sam_gpu_id: int = option(-1, "CUDA's number of the GPU that SAM runs on; -1: the run's.")
     sam_gpu_mem_gib: float = option(
@@ -38,6 +42,9 @@ class PseudolabelConfig:
         "Also write <case>.nii.gz, the mask to correct and use as a label, and <case>_trust.nii.gz, how sure it is "
         "(0..1), in the scan's own grid.",
     )
+    shard: str = option(
+        "", "i/n: every n-th case from the i-th on alone, for n processes that fill one folder. Empty: all cases."
+    )
 
 
 def pseudolabel_command(config: PseudolabelConfig) -> int:
@@ -45,6 +52,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     for name in ("workdir", "output"):
         if not getattr(config, name):
             raise OptionError(f"--{name} is needed (--help lists every flag).")
+    shard = parse_shard(config.shard)
     from semisam_tf.flavour import require_onnxruntime, require_tensorflow
 
     require_tensorflow()
@@ -53,7 +61,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
 
     from semisam_tf.data.splits import read_cases
     from semisam_tf.inference.run_folder import read_run, unlabelled_cases
-    from semisam_tf.training.pseudolabels import write_nifti
+    from semisam_tf.training.pseudolabels import has_nifti, write_nifti
     from semisam_tf.training.rounds import make_targets
 
     run = read_run(Path(config.workdir))
@@ -65,16 +73,22 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     changes = same | {
         "data_dir": config.data_dir or run["config"].data_dir,
         "sam_mode": "offline",
+        "scan_cache_dir": "",  # the run's own may be on another machine; each scan is needed once
         "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
     }
     settings = dataclasses.replace(run["config"].with_device_of(config), **changes)
     cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
+    if shard is not None:
+        cases = shard.share(cases)
     folder = Path(config.output)
-    make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)
+    make_targets(
+        settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model, shard=shard
+    )
     if config.nifti:
         for case_id in cases:
-            write_nifti(settings, folder, case_id)
-    logging.info("Targets of %d scans in %s.", len(cases), folder)
+            if not has_nifti(folder, case_id):
+                write_nifti(settings, folder, case_id)
+    logging.info("Targets of %d scans in %s%s.", len(cases), folder, f", shard {shard}" if shard else "")
     return 0
 
 

@@ -30,6 +30,9 @@ class RankConfig:
     sam_dir: str = option("", "Folders of SAM exports whose disagreement counts, too. Empty: none.")
     sam_slice_step: int = option(4, "Every so manieth slice is prompted.", unit="slices")
     sam_cache_dir: str = option("", "Embeddings on disk. Empty: <output>/sam_cache.")
+    sam_cache_gib: float = option(
+        0.0, "Embeddings on disk take at most this much; scans unused for longest go first. 0: no limit.", unit="GiB"
+    )
     sam_providers: str = option("", "ONNX Runtime providers, separated by commas. Empty: the run's.")
     sam_gpu_id: int = option(-1, "CUDA's number of the GPU that SAM runs on; -1: the run's.")
     sam_gpu_mem_gib: float = option(
@@ -67,6 +70,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
         sam_slice_step=config.sam_slice_step,
         sam_trust="one",
         sam_cache_dir=config.sam_cache_dir or str(output / "sam_cache"),
+        sam_cache_gib=config.sam_cache_gib,
     )
     cases = read_cases(config.cases) if config.cases else unlabelled_cases(run, config.data_dir)
     access = LabelLedger(workdir, run_id_of(run)).access("self_test")

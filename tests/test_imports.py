@@ -24,7 +24,7 @@ ROOM_RANKS = {
     "inference": 2,
     "health": 3, "preparation": 3, "serving": 3, "training": 3,
 }  # fmt: skip
-BASE_MODULES = {"__init__", "atomic", "config", "findings", "flavour", "geometry", "options", "workdir"}
+BASE_MODULES = {"__init__", "atomic", "config", "findings", "flavour", "geometry", "options", "shards", "workdir"}
 BASE_RANK, ENTRY_POINT_RANK, UNKNOWN_RANK = 0, 4, -1
 
 TENSORFLOW = {"tensorflow", "keras"}
@@ -56,6 +56,7 @@ ALLOWED = {
     "semisam_tf/config": {"absl"},
     "semisam_tf/options": {"absl"},
     "semisam_tf/geometry": {"numpy"},
+    "semisam_tf/shards": {"absl"},
     "semisam_tf/workdir": set(),
     "semisam_tf/report/": {"absl", "numpy", "matplotlib", "contourpy", "PIL"},
     "semisam_tf/sam/": {"absl", "numpy", "scipy", "onnxruntime"},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -103,10 +105,11 @@ class SpatialTransform:
         return self.affine is None and self.elastic is None
 
     def apply(self, array: np.ndarray, order: int, fill: float = 0.0) -> np.ndarray:
-        """Reads the patch.
+        """Reads the patch, and nothing of `array` beyond the box that it comes from.
 
         Args:
-            array: [X, Y, Z] or [X, Y, Z, C] on the scan's grid; any real dtype, which is kept.
+            array: [X, Y, Z] or [X, Y, Z, C] on the scan's grid; any real dtype, which is kept. What lies in a file and
+                is read when it is sliced (a mapped array, an HDF5 dataset) does as well.
             order: 0 nearest voxel (labels), 1 linear (images, probabilities, weights).
             fill: Value outside the scan.
 
@@ -124,11 +127,7 @@ class SpatialTransform:
             raise ValueError(f"Expected order 0 (nearest) or 1 (linear). Received: order={order}.")
         if self.exact:
             return self._index(array, fill)
-        channels = array[..., None] if array.ndim == 3 else array
-        patch = np.empty((*self.patch_size, channels.shape[-1]), array.dtype)
-        for channel in range(channels.shape[-1]):
-            self._interpolate(np.ascontiguousarray(channels[..., channel]), order, fill, patch, channel)
-        return patch[..., 0] if array.ndim == 3 else patch
+        return self._interpolate(array, order, fill)
 
     def _index(self, array: np.ndarray, fill: float) -> np.ndarray:
         box = _turned(self.patch_size, self.turns)
@@ -139,19 +138,43 @@ class SpatialTransform:
         patch = np.rot90(patch, self.turns, axes=(0, 1))
         return np.ascontiguousarray(np.flip(patch, tuple(axis for axis in range(3) if self.flips[axis])))
 
-    def _interpolate(self, values: np.ndarray, order: int, fill: float, patch: np.ndarray, channel: int) -> None:
+    def _interpolate(self, array: np.ndarray, order: int, fill: float) -> np.ndarray:
         matrix, offset = self._matrix_and_offset()
+        where = None if self.elastic is None else self._coordinates(matrix, offset)
+        low, high = self._box(matrix, offset, where)
+        offset = offset + 1 - low
+        if where is not None:
+            where = where + (1 - low).astype(np.float32).reshape(3, 1, 1, 1)
+        box = array[tuple(slice(first, last) for first, last in zip(low, high, strict=True))]
         # One voxel of fill around the scan: without it SciPy's "constant" cuts half a voxel off every face, and whole
-        # faces by rounding errors of 1e-16. Its own "grid-constant" gives the same at 1.5 times the cost.
-        values, offset = np.pad(values, 1, constant_values=fill), offset + 1
-        if self.elastic is None:
-            result = ndimage.affine_transform(
-                values, matrix, offset, self.patch_size, order=order, mode="constant", cval=fill, prefilter=False
-            )
-        else:
-            where = self._coordinates(matrix, offset)
-            result = ndimage.map_coordinates(values, where, order=order, mode="constant", cval=fill, prefilter=False)
-        patch[..., channel] = result
+        # faces by rounding errors of 1e-16. Its own "grid-constant" gives the same at 1.5 times the cost. Where the box
+        # ends within the scan, nothing is read so far out.
+        box = np.pad(box, [(1, 1)] * 3 + [(0, 0)] * (array.ndim - 3), constant_values=fill)
+        channels = box[..., None] if array.ndim == 3 else box
+        patch = np.empty((*self.patch_size, channels.shape[-1]), array.dtype)
+        options: dict[str, Any] = {"order": order, "mode": "constant", "cval": fill, "prefilter": False}
+        for channel in range(channels.shape[-1]):
+            values = np.ascontiguousarray(channels[..., channel])
+            if where is None:
+                result = ndimage.affine_transform(values, matrix, offset, self.patch_size, **options)
+            else:
+                result = ndimage.map_coordinates(values, where, **options)
+            patch[..., channel] = result
+        return patch[..., 0] if array.ndim == 3 else patch
+
+    def _box(self, matrix: np.ndarray, offset: np.ndarray, where: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """First voxels, and those after the last, of the part of the scan that the patch is interpolated from."""
+        if where is None:
+            # An affine map is extreme at corners.
+            corners = np.array(list(itertools.product(*((0, n - 1) for n in self.patch_size))))
+            where = (corners @ matrix.T + offset).T
+        places = where.reshape(3, -1)
+        # A voxel more than the neighbours on either side, so that rounding decides nothing.
+        low = np.floor(places.min(axis=1)).astype(int) - 1
+        high = np.ceil(places.max(axis=1)).astype(int) + 2
+        size = np.asarray(self.volume_size)
+        low = np.clip(low, 0, size - 1)
+        return low, np.clip(high, low + 1, size)
 
     def _matrix_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 [3, 3] and [3]: patch voxel -> scan voxel, displacement left out."""

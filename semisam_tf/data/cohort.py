@@ -13,6 +13,7 @@ import numpy as np
 
 from semisam_tf.data.label_access import LabelAccess
 from semisam_tf.data.preprocess import Preprocessing
+from semisam_tf.data.scan_cache import ScanCache
 from semisam_tf.data.volumes import CaseFiles, Volume, find_case, load_volume
 
 
@@ -25,8 +26,9 @@ def load_cohort(
     n_classes: int,
     workers: int = 2,
     crop: Callable[[Volume], Volume] | None = None,
+    cache: ScanCache | None = None,
 ) -> list[Volume]:
-    """Finds, reads, normalises and resamples cases; only the training grid stays in memory.
+    """Finds, reads, normalises and resamples cases; only the training grid stays in memory, or only the labels.
 
     Args:
         data_dir: Root of the data.
@@ -37,6 +39,7 @@ def load_cohort(
         n_classes: With background; larger label values are an error.
         workers: Threads.
         crop: Cuts a scan, as loaded, before it is normalised; called from several threads. None: nothing is cut.
+        cache: Where images in the training grid are kept and read from; None: in memory.
 
     Raises:
         FileNotFoundError, ValueError: The first case of the list that is missing, else the first that is bad, naming
@@ -46,8 +49,11 @@ def load_cohort(
     def load(files: CaseFiles) -> Volume:
         volume = load_volume(files, with_label=with_label, default_spacing_mm=default_spacing_mm)
         try:
-            grid = preprocessing.to_training_grid(volume if crop is None else crop(volume), n_classes)
-            return dataclasses.replace(grid, content=_content(volume))
+            volume = dataclasses.replace(volume, content=_content(volume))
+            cut = volume if crop is None else crop(volume)
+            if cache is None:
+                return preprocessing.to_training_grid(cut, n_classes)
+            return cache.to_training_grid(cut, preprocessing, n_classes)
         except ValueError as error:
             raise ValueError(f"{files.label or files.image}: {error}") from error
 

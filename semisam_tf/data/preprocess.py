@@ -104,13 +104,25 @@ class Preprocessing:
         Raises:
             ValueError: The label has values that the network has no class for.
         """
+        return self.on_training_grid(volume, self.training_image(volume), n_classes)
+
+    def training_image(self, volume: Volume) -> np.ndarray:
+        """The image of a scan as loaded after steps 1 and 2: float32 [x, y, z, C]."""
+        image = self.normalise(volume.image)
+        size = self.training_size(volume.size, volume.spacing_mm)
+        return image if size == volume.size else geometry.resample(image, size)
+
+    def on_training_grid(self, volume: Volume, image: np.ndarray, n_classes: int) -> Volume:
+        """A scan as loaded with its image from `training_image`: the label, spacing and affine of `to_training_grid`.
+
+        Raises: As `to_training_grid`.
+        """
         if volume.label is not None and int(volume.label.max(initial=0)) >= n_classes:
             raise ValueError(
                 f"Expected label values below n_classes={n_classes} in case {volume.case_id!r}; set --n_classes. "
                 f"Received: values={np.unique(volume.label).tolist()}."
             )
         size = self.training_size(volume.size, volume.spacing_mm)
-        image = self.normalise(volume.image)
         if size == volume.size:
             return dataclasses.replace(volume, image=image)
         scale = np.asarray(volume.size) / np.asarray(size)
@@ -120,7 +132,7 @@ class Preprocessing:
         resample = functools.partial(geometry.resample, size=size)
         return dataclasses.replace(
             volume,
-            image=resample(image),
+            image=image,
             label=None if volume.label is None else resample_label(volume.label, resample),
             spacing_mm=(float(x), float(y), float(z)),
             affine=volume.affine @ to_old_voxels,

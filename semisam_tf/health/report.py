@@ -111,7 +111,7 @@ class _Run:
     def check_data(self, cases: str) -> list[Finding]:
         from semisam_tf.data.label_access import LabelLedger, outside_runs
         from semisam_tf.data.splits import read_cases
-        from semisam_tf.health.scans import check_scans
+        from semisam_tf.health.scans import check_scan_cache, check_scans
 
         labels = outside_runs("no run yet")
         if self.ledger_dir:
@@ -120,7 +120,10 @@ class _Run:
         names = read_cases(scored) if cases or Path(scored).is_file() else []
         findings, self.facts = check_scans(self.config, self._known_split(), names, labels)
         training = {*self._known_split().labelled, *self._known_split().unlabelled}
-        self.needs["the scans"] = sum(fact.grid_bytes for fact in self.facts if fact.case_id in training)
+        of_training = [fact for fact in self.facts if fact.case_id in training]
+        if self.config.scan_cache_dir:
+            return [*findings, check_scan_cache(self.config, of_training)]
+        self.needs["the scans"] = sum(fact.grid_bytes for fact in of_training)
         return findings
 
     def check_sam(self) -> list[Finding]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from semisam_tf.config import Config
 from semisam_tf.findings import FAIL, OK, WARN, Finding
-from semisam_tf.health.machine import check_folder, gib
+from semisam_tf.health.machine import GIB, check_folder, gib
 from semisam_tf.health.scans import ScanFacts
+from semisam_tf.sam.cache import disk_bytes_of
 from semisam_tf.sam.manifest import Manifest, load_manifest
 
 
@@ -52,13 +53,18 @@ def views_of_scan(config: Config, manifest: Manifest, scan: ScanFacts) -> int:
 
 
 def check_cache(config: Config, manifests: Sequence[Manifest], unlabelled: Sequence[ScanFacts]) -> Finding:
-    """Whether the embeddings of the unlabelled scans fit on the disk; slices without organ take nothing."""
+    """Whether the embeddings of the unlabelled scans fit on the disk; slices without organ take nothing.
+
+    Those beyond `sam_cache_gib` are never there at once: they cost no room, but are encoded anew when they are due.
+    """
     folder = config.sam_cache_dir or str(Path(config.workdir or ".") / "sam_cache")
     counts = [sum(views_of_scan(config, manifest, scan) for scan in unlabelled) for manifest in manifests]
     needed = sum(2 * math.prod(m.embedding_shape) * views for m, views in zip(manifests, counts, strict=True))
-    files = Path(folder).glob("*.embeddings") if Path(folder).is_dir() else ()
-    # The files have holes where nothing was encoded yet.
-    there = sum(512 * path.stat().st_blocks for path in files)
+    there = disk_bytes_of(Path(folder))
     kind = " or ".join(sorted({"slices" if manifest.dims == 2 else "windows" for manifest in manifests}))
     what = f"at most {gib(needed)} for {sum(counts)} {kind} of {len(unlabelled)} scans, {gib(there)} is there"
+    limit = int(config.sam_cache_gib * GIB)
+    if limit and needed > limit:
+        what += f"; --sam_cache_gib keeps {gib(limit)} of it, the rest is encoded again and again"
+        needed = limit
     return check_folder("sam cache", folder, max(0, needed - there), what, "--sam_cache_dir")

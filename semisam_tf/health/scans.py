@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from semisam_tf.data.preprocess import preprocessing_of
 from semisam_tf.data.splits import Split
 from semisam_tf.data.volumes import find_case, has_label, load_volume
 from semisam_tf.findings import FAIL, OK, WARN, Finding
+from semisam_tf.health.machine import check_folder, gib
 
 # Lines about single scans; more are counted.
 _MOST_LINES = 10
@@ -107,6 +109,15 @@ def check_scans(
         size = sum(fact.own_bytes for fact in facts) / 1024**2
         findings.insert(0, Finding(OK, "scans", f"all {len(facts)} of {config.data_dir} can be read, {size:.0f} MiB"))
     return findings, facts
+
+
+def check_scan_cache(config: Config, facts: Sequence[ScanFacts]) -> Finding:
+    """Whether the training scans fit on the disk in the training grid; a coarse-to-fine run keeps their regions."""
+    folder = config.scan_cache_dir
+    needed = sum(fact.grid_bytes for fact in facts)
+    there = sum(path.stat().st_size for path in Path(folder).glob("[!.]*.scan")) if Path(folder).is_dir() else 0
+    what = f"at most {gib(needed)} for {len(facts)} scans, {gib(there)} is there"
+    return check_folder("scan cache", folder, max(0, needed - there), what, "--scan_cache_dir")
 
 
 def _lists(split: Split, scored: Sequence[str], facts: Sequence[ScanFacts]) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import h5py
 from absl import logging
 
 from semisam_tf import __version__
-from semisam_tf.atomic import locked, sweep, write_json, write_lines
+from semisam_tf.atomic import sweep, write_json, write_lines
 from semisam_tf.data.volumes import H5_NAME, checked_case_name
 from semisam_tf.preparation.checks import channel_problems, duplicate_problems, label_problems
 from semisam_tf.preparation.classes import ClassMap, decide_classes, parse_label_map
@@ -27,9 +28,12 @@ from semisam_tf.preparation.splitting import Splits, read_wish, split_cases
 from semisam_tf.preparation.tasks import THUMBNAIL, Failure, Inspection, Writing, Written, inspect, write
 from semisam_tf.preparation.thumbnails import Thumbnail, save_sheets
 from semisam_tf.preparation.workers import Workers
+from semisam_tf.shards import Shard, locked_for, parse_shard
 
 RECORD_FILE = "prepare.json"
 FLAG_FILE = "train.flags"
+# Folder of what shards have found of the cases, until the last call.
+NOTES = ".inspected"
 LISTS = {"train.list": ("labelled", "unlabelled"), "labelled.list": ("labelled",), "unlabelled.list": ("unlabelled",),
          "test.list": ("scoring",)}  # fmt: skip
 
@@ -43,6 +47,7 @@ class _Cohort:
     output: Path
     options: ReadingOptions
     workers: Workers
+    shard: Shard | None = None
     facts: dict[Source, CaseFacts] = field(default_factory=dict)
     seen: dict[str, CaseFacts] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -52,6 +57,15 @@ class _Cohort:
         self.problems += problems
         bad = {problem.case_id for problem in problems}
         self.facts = {source: facts for source, facts in self.facts.items() if source.case_id not in bad}
+
+    def own(self) -> list[Source]:
+        """The cases that this process writes, good or not."""
+        return self.found.sources if self.shard is None else self.shard.share(self.found.sources)
+
+    def note(self, case_id: str) -> Path | None:
+        """Where shards tell each other what a case is; None without shards."""
+        folder = self.output / NOTES
+        return folder / f"{checked_case_name(case_id)}.json" if self.shard is not None or folder.is_dir() else None
 
     def path(self, case_id: str) -> Path:
         """A case's HDF5 file."""
@@ -63,6 +77,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Returns:
         The contents of prepare.json: "cases" has an entry for each case, "problem" is None in those that are good.
+        Of a shard only its own "cases"; it writes neither lists nor summary.
 
     Raises:
         OptionError: Flags that are wrong, or that the data need.
@@ -77,10 +92,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     found = find_sources(config.images, config.labels, channel_endings(config))
     logging.info("%s: %d cases, %d with a mask.", found.layout, len(found.sources) + len(found.problems),
                  sum(source.label is not None for source in found.sources))  # fmt: skip
-    output = Path(config.output)
+    output, shard = Path(config.output), parse_shard(config.shard)
     _refuse_foreign(output)
-    with locked(output, "--output"), Workers(worker_count(config)) as workers:
-        cohort = _Cohort(config, found, output, _reading_options(config, found), workers, problems=list(found.problems))
+    with locked_for(output, "--output", shard), Workers(worker_count(config)) as workers:
+        options = _reading_options(config, found)
+        cohort = _Cohort(config, found, output, options, workers, shard, problems=list(found.problems))
         _inspect_all(cohort)
         classes = _judge(cohort)
         split = _splitter(cohort, wishes)
@@ -89,11 +105,15 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         # First: were this run killed, the record must not vouch for what is not there.
         write_json(output / RECORD_FILE, {"semisam_tf": __version__, "finished": False})
         written = _write_all(cohort, target)
+        if shard is not None:
+            return {"cases": _own_cases(cohort, written)}
         _remove_refused(cohort)
         report = _report(cohort, classes, target, written, split())
         _write_lists(output, report)
         save_sheets(output, _thumbnails(cohort, report))
         write_json(output / RECORD_FILE, report)
+        if (output / NOTES).is_dir():
+            shutil.rmtree(output / NOTES)
     return report
 
 
@@ -118,12 +138,21 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _inspect_all(cohort: _Cohort) -> None:
-    sources = cohort.found.sources
-    for folder in {cohort.output, *(cohort.path(source.case_id).parent for source in sources)}:
+    """What all cases are: the spacing, classes and split of each hang on the others, so that shards must know them too.
+
+    What one shard has read it notes down for the others: those that run at the same time read each case about once.
+    """
+    sources, shard = cohort.found.sources, cohort.shard
+    for folder in {cohort.path(source.case_id).parent for source in cohort.own()}:
         sweep(folder)
-    tasks = [Inspection(source, cohort.options, cohort.path(source.case_id)) for source in sources]
-    answers = cohort.workers.each(inspect, tasks, _progress("Read", [s.case_id for s in sources]))
-    for source, answer in zip(sources, answers, strict=True):
+    if shard is None:
+        sweep(cohort.output)
+    in_turn = sources if shard is None else shard.own_first(sources)
+    tasks = [Inspection(s, cohort.options, cohort.path(s.case_id), cohort.note(s.case_id)) for s in in_turn]
+    answers = cohort.workers.each(inspect, tasks, _progress("Read", [s.case_id for s in in_turn]))
+    answer_of = dict(zip(in_turn, answers, strict=True))
+    for source in sources:
+        answer = answer_of[source]
         if isinstance(answer, Failure):
             cohort.problems.append(Problem(source.case_id, source.images, source.label, answer.reason))
         else:
@@ -182,10 +211,12 @@ def _target(cohort: _Cohort, classes: ClassMap) -> Target:
 
 
 def _write_all(cohort: _Cohort, target: Target) -> dict[str, Written]:
-    """Writes the good cases; those that cannot be written after all are dropped."""
+    """Writes the good cases, of a shard its own; those that cannot be written after all are dropped."""
+    own = set(cohort.own())
     tasks = [
         Writing(source, cohort.options, cohort.path(source.case_id), facts, target)
         for source, facts in cohort.facts.items()
+        if source in own
     ]
     names = [task.source.case_id for task in tasks]
     answers = cohort.workers.each(write, tasks, _progress("Prepared", names))
@@ -230,6 +261,24 @@ def _remove_refused(cohort: _Cohort) -> None:
         )
 
 
+def _own_cases(cohort: _Cohort, written: dict[str, Written]) -> list[dict[str, Any]]:
+    """A shard's cases as prepare.json has them, but for the split, which only the whole has."""
+    problems = {problem.case_id: problem for problem in cohort.problems}
+    entries = []
+    for source in cohort.own():
+        if source.case_id in problems:
+            problem = problems[source.case_id]
+            entries.append(_entry(problem, cohort, "skipped") | {"problem": problem.reason})
+        else:
+            answer = written[source.case_id]
+            entries.append(_entry(source, cohort, _status(answer), made=answer.result))
+    return entries
+
+
+def _status(answer: Written) -> str:
+    return "written" if answer.is_new else "unchanged"
+
+
 def _report(
     cohort: _Cohort, classes: ClassMap, target: Target, written: dict[str, Written], splits: Splits
 ) -> dict[str, Any]:
@@ -237,8 +286,7 @@ def _report(
     cases = []
     for source in cohort.facts:
         answer = written[source.case_id]
-        status = "written" if answer.is_new else "unchanged"
-        cases.append(_entry(source, cohort, status, splits.of(source.case_id), answer.result))
+        cases.append(_entry(source, cohort, _status(answer), splits.of(source.case_id), answer.result))
     cases += [_entry(problem, cohort, "skipped") | {"problem": problem.reason} for problem in cohort.problems]
     return {
         "semisam_tf": __version__,

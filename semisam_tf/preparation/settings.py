@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 
 from semisam_tf.options import OptionError, check_choices, option
+from semisam_tf.shards import parse_shard
 
 SPACINGS = ("median", "own")
 CROPS = ("none", "foreground", "body")
@@ -81,6 +82,11 @@ class PrepareConfig:
     )
     seed: int = option(0, "Seed of the draw.")
     strict: bool = option(False, "Prepare nothing if one case is bad. Else bad cases are left out and reported.")
+    shard: str = option(
+        "",
+        "i/n: every n-th case from the i-th on alone, for n processes that fill one folder; when all are done, the "
+        "same command without it writes lists and summary. Empty: all cases.",
+    )
     workers: int = option(0, "Processes. 0: one for each CPU core, at most 8; each holds a scan or two in memory.")
 
 
@@ -99,6 +105,7 @@ def check(config: PrepareConfig) -> None:
             f"--default_spacing_mm: expected three values x,y,z above 0. Received: {config.default_spacing_mm}."
         )
     given_spacing(config)
+    parse_shard(config.shard)
     if not 0 <= config.crop_margin_mm < math.inf:
         raise OptionError(f"--crop_margin_mm: expected at least 0. Received: {config.crop_margin_mm}.")
     if config.workers < 0 or config.seed < 0:

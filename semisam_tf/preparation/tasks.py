@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
+from semisam_tf.atomic import write_json
 from semisam_tf.data.orientation import axis_code
 from semisam_tf.data.volumes import Volume, save_volume_h5
 from semisam_tf.preparation.reading import CaseFacts, ReadingOptions, case_facts, plain, read_case, source_sha256
@@ -29,11 +30,17 @@ THUMBNAIL = "thumbnail"
 
 @dataclass(frozen=True)
 class Inspection:
-    """Asks what a case is. `path`: its HDF5 file, which may be there from an earlier run."""
+    """Asks what a case is.
+
+    Attributes:
+        path: Its HDF5 file, which may be there from an earlier run.
+        note: File with the answer to the same question of another shard, or for it; None where there are no shards.
+    """
 
     source: Source
     options: ReadingOptions
     path: Path
+    note: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,13 @@ def write(task: Writing) -> Written | Failure:
 
 def _inspect(task: Inspection) -> CaseFacts:
     digest = source_sha256(task.source)
-    record = _recall(task.path)
-    if record.get("reading") == _reading(task.options) and record["facts"]["source_sha256"] == digest:
-        return CaseFacts.from_dict(record["facts"])
-    return case_facts(task.source, task.options, digest)
+    for record in (_recall(task.path), _noted(task.note)):
+        if record.get("reading") == _reading(task.options) and record["facts"]["source_sha256"] == digest:
+            return CaseFacts.from_dict(record["facts"])
+    facts = case_facts(task.source, task.options, digest)
+    if task.note is not None:
+        write_json(task.note, {"revision": REVISION, "reading": _reading(task.options), "facts": plain(facts)})
+    return facts
 
 
 def _write(task: Writing) -> Written:
@@ -135,6 +145,17 @@ def _recall(path: Path) -> dict[str, Any]:
         with h5py.File(path, "r") as file:
             record = json.loads(file.attrs[_RECORD])
     except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return {}
+    return record if isinstance(record, dict) and record.get("revision") == REVISION else {}
+
+
+def _noted(note: Path | None) -> dict[str, Any]:
+    """What another shard found of a case; empty where it has not come to it."""
+    if note is None:
+        return {}
+    try:
+        record = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and record.get("revision") == REVISION else {}
 

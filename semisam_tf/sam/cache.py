@@ -4,6 +4,10 @@ One file per scan, sparse: a header (what it is for), one entry per view, then f
 the embedding's checksum and is written only after the embedding has reached the disk: a process killed at any moment
 leaves a file that is whole as far as it claims to be, and what is damaged later is encoded again. Two processes may
 share a folder: they write the same bytes.
+
+A folder with a limit loses whole scans, those first that were opened the longest time ago. Another process that has
+such a file open does not notice on a POSIX file system: the file is gone for good when it closes it. (Over NFS it may
+get an error instead.)
 """
 
 from __future__ import annotations
@@ -14,19 +18,21 @@ import logging
 import math
 import os
 import re
-import tempfile
+import time
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from semisam_tf.atomic import full_disk, replacing
+from semisam_tf.atomic import full_disk, replacing, require_folder
 
 _PAGE = 4096
 _ENTRY = np.dtype("<u8")
 _MAGIC = "semisam-tf embeddings 3"
+# Not what another process is writing, whose name begins with a dot until it is whole.
+_FILES = "[!.]*.embeddings"
 # A view's entry: 0 where there is no embedding, else this and its crc32.
 _WRITTEN = 1 << 32
 
@@ -47,10 +53,18 @@ class ScanEmbeddings:
     """The file of one scan. Made by `EmbeddingCache.scan`.
 
     Read and written, not mapped: what a disk cannot do is then an error where a map would kill the process.
+
+    Args:
+        path: The file, which is there.
+        views: Slices or windows.
+        embedding_shape: Of one embedding.
+        make_room: Called with the number of bytes that are about to be written.
     """
 
-    def __init__(self, path: Path, views: int, embedding_shape: tuple[int, ...]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, views: int, embedding_shape: tuple[int, ...], make_room: Callable[[int], None]
+    ) -> None:
+        self.path, self._make_room = path, make_room
         self._shape, self._bytes = embedding_shape, _embedding_bytes(embedding_shape)
         self._data_offset = _data_offset(views)
         self._file = os.open(path, os.O_RDWR)
@@ -79,6 +93,8 @@ class ScanEmbeddings:
         if embeddings.dtype != np.float16:
             raise ValueError(f"Expected embeddings from quantise, float16. Received: dtype={embeddings.dtype}.")
         parts = [np.ascontiguousarray(embedding).tobytes() for embedding in embeddings]
+        # A page more for each end of an embedding, and for the entries.
+        self._make_room(sum(len(part) + _PAGE for part in parts) + _PAGE)
         for i, part in zip(indices, parts, strict=True):
             self._write(self._data_offset + i * self._bytes, part)
         os.fdatasync(self._file)
@@ -121,23 +137,23 @@ class EmbeddingCache:
 
     Args:
         folder: Made if absent. May be shared by runs and by SAM models: the key tells them apart.
+        limit_bytes: What all its scans may take of the disk; 0: no limit. Processes that write at the same moment may
+            pass it by what one call of the encoder makes.
 
     Raises:
+        ValueError: A limit below 0.
         OSError: The folder may not be written to.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # The first embedding may be due hours later.
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise OSError(
-                f"Expected a folder for SAM's embeddings that may be written to; choose another --sam_cache_dir. "
-                f"Received: {self.folder} ({error.strerror})."
-            ) from error
+    def __init__(self, folder: str | Path, limit_bytes: int = 0) -> None:
+        if limit_bytes < 0:
+            raise ValueError(
+                f"Expected --sam_cache_gib of at least 0, where 0 is no limit. Received: {limit_bytes} bytes."
+            )
+        self.folder, self.limit_bytes = Path(folder), limit_bytes
+        self._warned = False
+        self._open: weakref.WeakSet[ScanEmbeddings] = weakref.WeakSet()
+        require_folder(self.folder, "SAM's embeddings", "--sam_cache_dir")
 
     def scan(self, name: str, key: str, views: int, embedding_shape: Sequence[int]) -> ScanEmbeddings:
         """Opens a scan's file, or makes an empty one.
@@ -156,6 +172,15 @@ class EmbeddingCache:
         path = self.folder / f"{readable}-{key[:16]}.embeddings"
         header = json.dumps({"what": _MAGIC, "key": key, "views": views, "embedding_shape": shape}).encode()
         size = _data_offset(views) + views * _embedding_bytes(shape)
+        try:
+            return self._opened(path, header, size, views, shape)
+        except FileNotFoundError:
+            # Another process has removed it between two lines; new as it will be, it is the last to go.
+            return self._opened(path, header, size, views, shape)
+
+    def _opened(self, path: Path, header: bytes, size: int, views: int, shape: tuple[int, ...]) -> ScanEmbeddings:
+        if path.exists():
+            _touch(path)
         fault = _fault(path, header, size)
         if fault and path.exists():
             logging.warning("Expected SAM embeddings of this scan; encoding it again. Received: %s: %s.", path, fault)
@@ -165,7 +190,59 @@ class EmbeddingCache:
                 file.truncate(size)
                 file.flush()
                 os.fsync(file.fileno())
-        return ScanEmbeddings(path, views, shape)
+        stored = ScanEmbeddings(path, views, shape, lambda n_bytes: self._make_room(n_bytes, path))
+        self._open.add(stored)
+        return stored
+
+    def _make_room(self, n_bytes: int, path: Path) -> None:
+        """Removes scans until `n_bytes` more fit within the limit; `path` is what they are written to."""
+        if not self.limit_bytes:
+            return
+        kept = {file: status for file in self.folder.glob(_FILES) if (status := _status(file)) is not None}
+        excess = sum(_disk_bytes(status) for status in kept.values()) + n_bytes - self.limit_bytes
+        in_use = {stored.path for stored in self._open}
+        removed, freed = 0, 0
+        # What this run has open goes last: it would be encoded again at once.
+        for file in sorted(kept, key=lambda file: (file in in_use, kept[file].st_atime_ns)):
+            if freed >= excess:
+                break
+            if file != path:
+                file.unlink(missing_ok=True)
+                removed, freed = removed + 1, freed + _disk_bytes(kept[file])
+        if removed:
+            logging.info(
+                "SAM's embeddings of %d scans, unused for longest, are removed from %s: %.1f MiB, to keep to "
+                "--sam_cache_gib.", removed, self.folder, freed / 2**20,
+            )  # fmt: skip
+        if freed < excess and not self._warned:
+            self._warned = True
+            logging.warning(
+                "Expected room for the embeddings of one scan at least: raise --sam_cache_gib, now %.3g. Received: %s, "
+                "which takes %.1f MiB more.", self.limit_bytes / 2**30, path, (excess - freed) / 2**20,
+            )  # fmt: skip
+
+
+def disk_bytes_of(folder: Path) -> int:
+    """What the scans of a folder take of the disk: the files have holes where nothing was encoded yet."""
+    statuses = (_status(path) for path in folder.glob(_FILES))
+    return sum(_disk_bytes(status) for status in statuses if status is not None)
+
+
+def _disk_bytes(status: os.stat_result) -> int:
+    return 512 * status.st_blocks
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None for a file that somebody has removed meanwhile."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _touch(path: Path) -> None:
+    """Notes that a file is used: file systems are often mounted so that they do not."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _data_offset(views: int) -> int:

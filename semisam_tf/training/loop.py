@@ -21,6 +21,7 @@ from semisam_tf.data.cohort import check_channels, load_cohort
 from semisam_tf.data.label_access import LabelAccess, LabelLedger
 from semisam_tf.data.orientation import common_axis_code
 from semisam_tf.data.preprocess import preprocessing_of
+from semisam_tf.data.scan_cache import ScanCache
 from semisam_tf.data.splits import Split, split_of
 from semisam_tf.data.volumes import Volume
 from semisam_tf.distribution.devices import devices_of
@@ -48,15 +49,21 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def load_labelled(
-    config: Config, case_ids: Sequence[str], labels: LabelAccess, crop: Crop | None = None
+    config: Config,
+    case_ids: Sequence[str],
+    labels: LabelAccess,
+    crop: Crop | None = None,
+    cache: ScanCache | None = None,
 ) -> list[Volume]:
-    """Scans with their labels, in the training grid."""
-    return load_cohort(config.data_dir, case_ids, with_label=labels, crop=crop, **grid_of(config))
+    """Scans with their labels, in the training grid: images in memory, or in the cache."""
+    return load_cohort(config.data_dir, case_ids, with_label=labels, crop=crop, cache=cache, **grid_of(config))
 
 
-def load_unlabelled(config: Config, case_ids: Sequence[str], crop: Crop | None = None) -> list[Volume]:
-    """Scans without any label, in the training grid."""
-    return load_cohort(config.data_dir, case_ids, with_label=False, crop=crop, **grid_of(config))
+def load_unlabelled(
+    config: Config, case_ids: Sequence[str], crop: Crop | None = None, cache: ScanCache | None = None
+) -> list[Volume]:
+    """Scans without any label, in the training grid: in memory, or in the cache."""
+    return load_cohort(config.data_dir, case_ids, with_label=False, crop=crop, cache=cache, **grid_of(config))
 
 
 def load_data(
@@ -69,16 +76,22 @@ def load_data(
     Args:
         crop: What each scan is cut to before it is brought to the training grid; None: nothing.
     """
-    labelled = load_labelled(config, split.labelled, labels, crop)
+    cache = scan_cache_of(config)
+    labelled = load_labelled(config, split.labelled, labels, crop, cache)
     if config.labelled_items() == config.batch_size:
         return labelled, []
     if not split.unlabelled:
         raise OptionError(
             "No case is unlabelled: lower --labeled, or train with --method=supervised and --sam_mode=off."
         )
-    unlabelled = load_unlabelled(config, split.unlabelled, crop)
+    unlabelled = load_unlabelled(config, split.unlabelled, crop, cache)
     check_channels([*labelled, *unlabelled])
     return labelled, unlabelled
+
+
+def scan_cache_of(config: Config) -> ScanCache | None:
+    """Where the run keeps its scans in the training grid; None: in memory."""
+    return ScanCache(config.scan_cache_dir) if config.scan_cache_dir else None
 
 
 def grid_of(config: Config) -> dict[str, Any]:
@@ -154,7 +167,8 @@ def train_once(config: Config) -> dict[str, Any]:
         labelled, unlabelled = load_data(config, split, ledger.access("training"), crop)
         oracle = None
         if config.oracle_prompts:
-            oracle = OraclePrompts.load(config, split.unlabelled, ledger, crop=crop, **grid_of(config))
+            cache = scan_cache_of(config)
+            oracle = OraclePrompts.load(config, split.unlabelled, ledger, crop=crop, cache=cache, **grid_of(config))
         logging.info("Training on %d labelled and %d unlabelled scans.", len(labelled), len(unlabelled))
         keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()

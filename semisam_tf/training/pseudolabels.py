@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from semisam_tf.atomic import write_json
+from semisam_tf.atomic import locked, write_json
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.hdf5 import replacing_h5
@@ -32,6 +32,8 @@ from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
 MAKING_FILE = "making.json"
 # Among the making: cases whose labels the targets rest on.
 LEARNED_FROM = "learned_from"
+# Of a case's files for a viewer: its mask, and how sure it is.
+_NIFTI = (".nii.gz", "_trust.nii.gz")
 
 
 def target_path(folder: Path, case_id: str) -> Path:
@@ -42,12 +44,19 @@ def target_path(folder: Path, case_id: str) -> Path:
 def require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
     """Writes down how a folder's targets are made, or compares: those that are there are kept, so all must be alike.
 
+    Of several processes that begin at once the first writes, and the others compare.
+
     Args:
         making: JSON values by flag, or by what else decides a target.
 
     Raises:
         OptionError: The folder's targets were made otherwise; names everything that differs.
     """
+    with locked(folder, "folder of targets", name=".lock_making", wait=True):
+        _require_same_making(folder, making)
+
+
+def _require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
     there = making_of(folder)
     if there is None:
         if any(folder.glob("*.h5")):
@@ -201,18 +210,27 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
     trust = sure * target.weight.astype(np.float32) / LEVELS
     own = preprocessing.probs_to_own_grid(np.concatenate([probs, trust[..., None]], axis=-1), region.size)
     mask = region.paste(own[..., :-1].argmax(axis=-1).astype(np.uint8), scan.size)
-    save_mask(folder / f"{case_id}.nii.gz", mask, scan)
+    mask_path, trust_path = (folder / f"{case_id}{ending}" for ending in _NIFTI)
+    save_mask(mask_path, mask, scan)
     # Nothing is said around the region, so it is trusted as little as where SAM and network disagree.
-    write_image(folder / f"{case_id}_trust.nii.gz", region.paste(own[..., -1], scan.size), scan.spacing_mm, scan.affine)
+    write_image(trust_path, region.paste(own[..., -1], scan.size), scan.spacing_mm, scan.affine)
+
+
+def has_nifti(folder: Path, case_id: str) -> bool:
+    """Whether `write_nifti` has drawn a target as it is now. A mask that was corrected since is newer, and stays."""
+    made_ns = target_path(folder, case_id).stat().st_mtime_ns
+    drawn = [folder / f"{case_id}{ending}" for ending in _NIFTI]
+    return all(path.is_file() and path.stat().st_mtime_ns >= made_ns for path in drawn)
 
 
 class StoredTargets:
-    """Targets of a folder for the unlabelled items of a batch: `sam_mode=offline`."""
+    """Targets of a folder for the unlabelled items of a batch: `sam_mode=offline`. They stay in their files."""
 
     def __init__(self, folder: str | Path, unlabelled: Sequence[Volume], n_classes: int, start_step: int = 0) -> None:
-        """Reads all of them; raises what `read_target` does."""
-        self.start_step, self.n_classes = start_step, n_classes
-        self.targets_by_case = {v.case_id: read_target(Path(folder), v, n_classes) for v in unlabelled}
+        """Reads each of them once, so that what does not fit is said now; raises what `read_target` does."""
+        self.folder, self.start_step, self.n_classes = Path(folder), start_step, n_classes
+        for volume in unlabelled:
+            read_target(self.folder, volume, n_classes)
         self.totals = {"voxels": 0, "voxels_taught": 0, "weight_sum": 0.0}
 
     def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +242,9 @@ class StoredTargets:
         if step < self.start_step:
             return probs, weight
         for item, (case_id, transform) in enumerate(zip(batch.case_ids[first:], batch.transforms[first:], strict=True)):
-            probs[item], weight[item] = cut(self.targets_by_case[case_id], transform)
+            with _opened(self.folder, case_id) as file:
+                # HDF5 unpacks the chunks that a crop lies in, and no others.
+                probs[item], weight[item] = cut(Target(file["probs"], file["weight"]), transform)
         self.totals["voxels"] += weight.size
         self.totals["voxels_taught"] += int(np.count_nonzero(weight))
         self.totals["weight_sum"] += float(weight.sum(dtype=np.float64))

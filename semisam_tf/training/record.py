@@ -24,9 +24,9 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "onnxruntim
 # something is written. None of them touches the arrays that the run ends with.
 _MAY_CHANGE = frozenset(
     {
-        "preset", "data_dir", "workdir", "train_list", "labeled", "exclude_cases", "quickstart_cohort", "sam_dir",
-        "targets_dir", "sam_cache_dir", "sam_allow_cpu", "sam_gpu_id", "sam_gpu_mem_gib", "data_workers", "log_every",
-        "image_every", "checkpoint_every",
+        "preset", "data_dir", "workdir", "train_list", "labeled", "exclude_cases", "quickstart_cohort",
+        "scan_cache_dir", "sam_dir", "targets_dir", "sam_cache_dir", "sam_cache_gib", "sam_allow_cpu", "sam_gpu_id",
+        "sam_gpu_mem_gib", "data_workers", "log_every", "image_every", "checkpoint_every",
     }
 )  # fmt: skip
 

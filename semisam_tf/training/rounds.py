@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from absl import logging
 
-from semisam_tf.atomic import locked, sweep
+from semisam_tf.atomic import sweep
 from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
@@ -26,9 +26,10 @@ from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
+from semisam_tf.shards import Shard, locked_for
 from semisam_tf.training import record
 from semisam_tf.training.coarse import RegionCutter
-from semisam_tf.training.loop import load_labelled, load_unlabelled, train_once
+from semisam_tf.training.loop import load_labelled, load_unlabelled, scan_cache_of, train_once
 from semisam_tf.training.pseudolabels import LEARNED_FROM, require_same_making, target_path, write_target
 from semisam_tf.training.sam_setup import asking_of, looks_at_labels, sam_ensemble, sam_sessions
 from semisam_tf.training.sam_teaching import MOST_FAILURES
@@ -100,6 +101,7 @@ def make_targets(
     case_ids: Sequence[str],
     labelled: Sequence[str],
     wanted: str = "auto",
+    shard: Shard | None = None,
 ) -> None:
     """Writes the targets of those scans that have none yet, from the finished run in `workdir`.
 
@@ -110,13 +112,15 @@ def make_targets(
         case_ids: The scans; their labels are not opened.
         labelled: Cases whose labels the trusts "prior" and "selftest" may look at.
         wanted: "student", "teacher", or "auto" for what the run decided.
+        shard: Of several processes that write into the folder, this one; `case_ids` are its share.
 
     Raises:
         OptionError: The folder holds targets that were made otherwise.
         RuntimeError: Another process writes targets there.
     """
-    with locked(folder, "folder of targets"):
-        sweep(folder)
+    with locked_for(folder, "folder of targets", shard):
+        if shard is None:
+            sweep(folder)
         predictor, which = load_predictor(workdir, wanted)
         run = read_run(workdir)
         making: dict[str, Any] = {
@@ -130,7 +134,7 @@ def make_targets(
         missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
         if not missing:
             return
-        ensemble, cut = None, RegionCutter(predictor.locator)
+        ensemble, cut, cache = None, RegionCutter(predictor.locator), scan_cache_of(config)
         if config.sam_folders():
             scans = []
             if looks_at_labels(config):
@@ -138,7 +142,7 @@ def make_targets(
             ensemble = sam_ensemble(config, scans, sam_sessions(config))
         sam = _Asking(config, ensemble, folder)
         for number, case_id in enumerate(missing, start=1):
-            (volume,) = load_unlabelled(config, [case_id], cut)
+            (volume,) = load_unlabelled(config, [case_id], cut, cache)
             predicted = predictor.probs(volume.image)
             said = sam.target(volume, predicted)
             probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)

@@ -103,7 +103,8 @@ def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSessi
     """A branch for each model, axis and margin that the settings name."""
     cache = None
     if config.sam_mode != "online":
-        cache = EmbeddingCache(config.sam_cache_dir or Path(config.workdir) / "sam_cache")
+        folder = config.sam_cache_dir or Path(config.workdir) / "sam_cache"
+        cache = EmbeddingCache(folder, limit_bytes=int(config.sam_cache_gib * 2**30))
     common: dict[str, Any] = {
         "prompts": config.sam_prompts,
         "points": config.sam_points,

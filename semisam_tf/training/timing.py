@@ -146,7 +146,9 @@ def main() -> int:
     """Reads the request, answers; 1, with one line, if it fails."""
     try:
         request = json.load(sys.stdin)
-        config = dataclasses.replace(Config.from_dict(request["config"]), workdir=request["workdir"], sam_cache_dir="")
+        # What is written on the way goes with the workdir.
+        own: dict[str, Any] = {"workdir": request["workdir"], "sam_cache_dir": "", "scan_cache_dir": ""}
+        config = dataclasses.replace(Config.from_dict(request["config"]), **own)
         Path(config.workdir).mkdir(parents=True, exist_ok=True)
         answer = time_run(config, request["labelled"], request["unlabelled"], request["ledger_dir"])
     except Exception as error:  # the doctor reports whatever it is

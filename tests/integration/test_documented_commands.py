@@ -192,6 +192,9 @@ LEFT = {
     "docs/prepare.md": ["runs/mine/metrics.json", "prepared_3/cases.png", "prepared_5/cases.png"],
     "docs/report.md": ["runs/mine/report.html"],
     "docs/sam.md": ["runs/mine/rank/rank.json"],
+    "docs/scale.md": [
+        "scans_in_grid/*.scan", "my_targets/making.json", "my_targets/*_trust.nii.gz", "my_data/prepare.json",
+    ],
     "docs/serving.md": ["models/left_atrium/1/saved_model.pb"],
     "docs/tutorial.md": [
         "runs/my_run/sam_selftest.png", "runs/my_run/metrics.json", "runs/my_run/rank/rank.json",

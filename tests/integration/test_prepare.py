@@ -16,6 +16,7 @@ from semisam_tf import evaluate, prepare, train
 from semisam_tf.data.itk import write_image
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import find_case, load_volume
+from semisam_tf.preparation import tasks
 from semisam_tf.preparation.reading import source_sha256
 from semisam_tf.preparation.sources import Source
 
@@ -327,6 +328,118 @@ def test_a_killed_run_leaves_whole_files_and_is_made_up_for(tmp_path):
     assert run(*words) == 0
     assert {name for name, status in statuses(output).items() if status == "unchanged"} == set(whole)
     assert not list(output.rglob("*.partial.*"))
+
+
+def folder_of(output):
+    """Every file of a data folder that is not hidden, by its name in it."""
+    paths = (path for path in sorted(output.rglob("*")) if path.is_file())
+    names = {path.relative_to(output): path.read_bytes() for path in paths}
+    return {str(name): content for name, content in names.items() if not any(p.startswith(".") for p in name.parts)}
+
+
+def assert_same_folders(shared, alone):
+    """All of the same bytes but what names the folder, and which cases the last call found there already."""
+    received, expected = folder_of(shared), folder_of(alone)
+    assert received.keys() == expected.keys()
+    summaries = [json.loads(files.pop("prepare.json")) for files in (received, expected)]
+    for summary, output in zip(summaries, (shared, alone), strict=True):
+        assert summary["settings"].pop("output") == str(output)
+        for case in summary["cases"]:
+            assert case.pop("status") in ("written", "unchanged", "skipped")
+    assert summaries[0] == summaries[1]
+    assert received.pop("train.flags").replace(b"shared", b"alone") == expected.pop("train.flags")
+    for name, content in expected.items():
+        assert received[name] == content, name
+
+
+@pytest.mark.parametrize("order", ["12", "21"])
+def test_shards_and_a_last_call_make_what_one_run_makes(tmp_path, capsys, order):
+    words = [*files(tmp_path, n=6, n_masks=4), "--labeled=2", "--scoring=1"]
+    (tmp_path / "scans" / "c5.nii.gz").write_bytes(b"nothing")
+    assert run(*words, f"--output={tmp_path}/alone") == 1
+    shared = tmp_path / "shared"
+    words.append(f"--output={shared}")
+    capsys.readouterr()
+    codes = {number: run(*words, f"--shard={number}/2") for number in order}
+    # The bad scan is the second shard's.
+    assert codes == {"1": 0, "2": 1}
+    printed = capsys.readouterr()
+    assert "Shard 1/2: 3 written\n" in printed.out
+    assert "Shard 2/2: 1 skipped, 2 written\n" in printed.out
+    assert printed.err.count("c5: ") == 1
+    made = {path: path.stat().st_mtime_ns for path in shared.glob("*/mri_norm2.h5")}
+    assert len(made) == 5
+    assert record(shared) == {"semisam_tf": record(tmp_path / "alone")["semisam_tf"], "finished": False}
+    assert not list(shared.glob("*.list"))
+    assert run(*words) == 1
+    assert set(statuses(shared).values()) == {"unchanged", "skipped"}
+    assert {path: path.stat().st_mtime_ns for path in shared.glob("*/mri_norm2.h5")} == made
+    assert_same_folders(shared, tmp_path / "alone")
+    assert not (shared / ".inspected").exists()
+
+
+def test_a_shard_takes_over_what_the_others_have_read(tmp_path, monkeypatch):
+    words = [*files(tmp_path, n=5, n_masks=3), f"--output={tmp_path}/shared"]
+    read = []
+    facts = tasks.case_facts
+    monkeypatch.setattr(tasks, "case_facts", lambda source, *rest: read.append(source.case_id) or facts(source, *rest))
+    assert run(*words, "--shard=2/3") == 0
+    # Alone it has to read all, its own first.
+    assert read == ["c1", "c4", "c2", "c0", "c3"]
+    assert run(*words, "--shard=1/3") == 0
+    assert run(*words, "--shard=3/3") == 0
+    assert len(read) == 5
+    # What has changed since is read again, and a note that is damaged.
+    store(tmp_path / "scans" / "c2.nii.gz", ball(20)[0], "PIR", (1.0, 1.3, 1.2))
+    (tmp_path / "shared" / ".inspected" / "c0.json").write_text("{", encoding="utf-8")
+    (tmp_path / "shared" / "c0" / "mri_norm2.h5").unlink()
+    assert run(*words) == 0
+    assert read[5:] == ["c0", "c2"]
+    assert {name for name, status in statuses(tmp_path / "shared").items() if status == "written"} == {"c0", "c2"}
+
+
+def test_a_killed_shard_leaves_whole_files_and_is_made_up_for(tmp_path):
+    words = [*files(tmp_path, n=12, n_masks=2), "--spacing_mm=0.4,0.4,0.4"]
+    shared = tmp_path / "shared"
+    command = [sys.executable, "-m", "semisam_tf.prepare", *words, f"--output={shared}", "--workers=1"]
+    first, second = (subprocess.Popen([*command, f"--shard={i}/2"], stderr=subprocess.DEVNULL) for i in (1, 2))
+    of_second = sorted(f"c{i}" for i in range(12))[1::2]
+    while not any((shared / name / "mri_norm2.h5").exists() for name in of_second):
+        assert second.poll() is None
+        time.sleep(0.01)
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
+    assert first.wait() == 0
+    whole = sorted(path.parent.name for path in shared.glob("*/mri_norm2.h5"))
+    assert {*whole} - {*of_second} == {f"c{i}" for i in range(12)} - {*of_second}
+    assert 0 < len({*whole} & {*of_second}) < 6
+    for name in whole:
+        load_volume(find_case(shared, name), with_label=False)
+    assert run(*words, f"--output={shared}") == 0
+    assert run(*words, f"--output={tmp_path}/alone") == 0
+    assert_same_folders(shared, tmp_path / "alone")
+    assert not list(shared.rglob("*.partial.*"))
+
+
+def test_a_shard_leaves_alone_what_another_is_writing(tmp_path):
+    words, shared = [*files(tmp_path, n=2), f"--output={tmp_path}/shared"], tmp_path / "shared"
+    assert run(*words, "--shard=1/2") == 0
+    own, of_other = shared / "c0" / ".partial.0.mri_norm2.h5", shared / "c1" / ".partial.0.mri_norm2.h5"
+    of_any = shared / ".partial.0.prepare.json"
+    of_other.parent.mkdir()
+    for path in (own, of_other, of_any):
+        path.touch()
+    assert run(*words, "--shard=1/2") == 0
+    assert [path.exists() for path in (own, of_other, of_any)] == [False, True, True]
+    assert run(*words) == 0
+    assert not list(shared.rglob("*.partial.*"))
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "a/b"])
+def test_a_shard_that_cannot_be_is_refused(tmp_path, capsys, shard):
+    assert run(*files(tmp_path, n=1), f"--output={tmp_path}/data", f"--shard={shard}") == 2
+    assert "--shard: expected i/n" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path, capsys):

@@ -56,6 +56,41 @@ def test_targets_made_otherwise_are_not_mixed_in(tiny_run, tiny_sam, tmp_path, c
     assert (tmp_path / "targets" / "case4.h5").is_file()
 
 
+def test_shards_make_what_one_call_makes(tiny_run, tiny_sam, tmp_path, capsys):
+    (tmp_path / "cases").write_text("case1\ncase2\ncase3\n", encoding="utf-8")
+    common = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--sam_dir={tiny_sam}", "--sam_margin_vox=0,1"]
+    assert pseudolabel.main([*common, f"--output={tmp_path / 'alone'}"]) == 0
+    shared = tmp_path / "shared"
+    words = [*common, f"--output={shared}"]
+    assert pseudolabel.main([*words, "--shard=0/2"]) == 2
+    assert "--shard: expected i/n" in capsys.readouterr().err
+    assert pseudolabel.main([*words, "--shard=2/2"]) == 0
+    assert sorted(path.name for path in shared.glob("*.h5")) == ["case2.h5"]
+    # A shard with other settings is refused as a call with other settings is.
+    assert pseudolabel.main([*words, "--shard=1/2", "--sam_fusion=sam"]) == 2
+    # As another shard has it that is writing.
+    (shared / ".partial.0.case2.h5").touch()
+    assert pseudolabel.main([*words, "--shard=1/2"]) == 0
+    assert (shared / ".partial.0.case2.h5").exists()
+    (shared / "case3.nii.gz").unlink()
+    corrected = sitk.ReadImage(str(shared / "case1.nii.gz"))
+    sitk.WriteImage(corrected * 0, str(shared / "case1.nii.gz"))
+    there = {path: path.stat().st_mtime_ns for path in shared.glob("case*")}
+    assert pseudolabel.main(words) == 0
+    assert not (shared / ".partial.0.case2.h5").exists()
+    # Only what was missing is new: a mask that was corrected stays.
+    after = {path: path.stat().st_mtime_ns for path in shared.glob("case*")}
+    assert {path.name for path in after if there.get(path) != after[path]} == {"case3.nii.gz", "case3_trust.nii.gz"}
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(shared / "case1.nii.gz"))).any()
+    (shared / "case1.nii.gz").unlink()
+    assert pseudolabel.main(words) == 0
+    names = [path.name for path in sorted((tmp_path / "alone").iterdir()) if path.is_file() and path.name[0] != "."]
+    assert "making.json" in names
+    assert len(names) == 1 + 3 * 3
+    for name in names:
+        assert (shared / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
 def test_targets_of_unknown_making_are_not_added_to(tiny_run, tmp_path, capsys):
     (tmp_path / "case1.h5").write_bytes(b"by hand")
     assert pseudolabel.main([f"--workdir={tiny_run}", f"--output={tmp_path}", "--nonifti"]) == 2

@@ -67,6 +67,8 @@ def test_the_papers_setting():
         ({"coarse_patch_size": (48, 48, 40)}, "--coarse_patch_size: expected three multiples of 16"),
         ({"coarse_spacing_mm": ()}, "--coarse_spacing_mm: expected three values"),
         ({"coarse_steps": 0}, "--coarse_steps: expected at least 1"),
+        ({"sam_cache_gib": -1.0}, "--sam_cache_gib: expected a finite value of at least 0"),
+        ({"sam_cache_gib": float("nan")}, "--sam_cache_gib: expected a finite value"),
         ({"region_margin_mm": -1.0}, "--region_margin_mm: expected a finite value of at least 0"),
         ({"method": "magic"}, "--method: expected one of"),
         ({"log_every": 0}, "at least 1"),

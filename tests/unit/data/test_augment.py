@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from semisam_tf import geometry
 from semisam_tf.data.augment import (
@@ -278,3 +279,49 @@ def test_wrong_names_and_strengths_are_refused(preset: str, on: str, off: str, m
 def test_impossible_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentConfig(**wrong)
+
+
+class Sliced:
+    """An array that can be sliced and nothing else, as one in a file, and remembers what was asked for."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, array.dtype
+        self.voxels_read: list[int] = []
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        part = self.array[key]
+        self.voxels_read.append(int(np.prod(part.shape[:3])))
+        return part
+
+
+@pytest.mark.parametrize("trailing", [(), (2,)])
+@pytest.mark.parametrize("parts", [{}, {"rotation_deg": 15, "scale": 0.2}, {"elastic_vox": 2}])
+def test_a_patch_reads_its_own_box_alone(parts: dict, trailing: tuple[int, ...]) -> None:
+    config = AugmentConfig(flip="xyz", rotate90=True, affine_probability=1, elastic_probability=1, **parts)
+    rng, array = np.random.default_rng(1), noise((60, 50, 40, *trailing))
+    for _ in range(5):
+        transform = SpatialTransform.sample(rng, (60, 50, 40), (10, 12, 8), config)
+        sliced = Sliced(array)
+        np.testing.assert_array_equal(transform.apply(sliced, order=1), transform.apply(array, order=1))
+        (voxels,) = sliced.voxels_read
+        # Turned and stretched the box is larger than the patch, but far from the scan's 120,000 voxels.
+        assert 10 * 12 * 8 <= voxels <= (10 * 12 * 8 if transform.exact else 12_000)
+
+
+@given(sizes, sizes, st.integers(0, 2**32 - 1))
+def test_a_patch_of_its_box_is_the_patch_of_the_whole_scan(
+    size: tuple[int, int, int], patch: tuple[int, int, int], seed: int
+) -> None:
+    array = noise(size)
+    config = dataclasses.replace(ALL_SPATIAL, affine_probability=1)
+    transform = SpatialTransform.sample(np.random.default_rng(seed), size, patch, config)
+    # The definition in the class's docstring, one voxel of fill around the scan, without a box.
+    matrix, offset = transform._matrix_and_offset()
+    if transform.elastic is None:
+        ramps = np.stack(np.meshgrid(*map(np.arange, patch), indexing="ij"))
+        where = np.tensordot(matrix, ramps, axes=1) + offset[:, None, None, None]
+    else:
+        where = transform._coordinates(matrix, offset).astype(np.float64)
+    padded = np.pad(array, 1, constant_values=7.0)
+    expected = ndimage.map_coordinates(padded, where + 1, order=1, mode="constant", cval=7.0, prefilter=False)
+    np.testing.assert_allclose(transform.apply(array, order=1, fill=7.0), expected, atol=2e-5)

@@ -64,3 +64,23 @@ def test_what_is_in_the_cache_already_is_not_needed_again(config, tmp_path, monk
     needed = 2 * manifest.embedding_shape[0] * manifest.embedding_shape[1] * manifest.embedding_shape[2] * 8
     (folder / "a-0.embeddings").write_bytes(b"x" * (needed + 4096))
     assert check_cache(config, [manifest], [scan("a", (20, 20, 8))]).status == OK
+
+
+def test_a_limit_bounds_what_the_embeddings_need(config, monkeypatch):
+    manifest = load_manifest(config.sam_dir)
+    needed = 2 * manifest.embedding_shape[0] * manifest.embedding_shape[1] * manifest.embedding_shape[2] * 8
+    free = {"bytes": needed // 2}
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free["bytes"]})())
+    scans = [scan("a", (20, 20, 8))]
+    assert check_cache(config, [manifest], scans).status == FAIL
+    limited = Config(**{**config.to_dict(), "sam_cache_gib": needed / 2 / GIB})
+    finding = check_cache(limited, [manifest], scans)
+    assert finding.status != FAIL
+    assert "--sam_cache_gib keeps" in finding.found
+    free["bytes"] -= 1
+    assert check_cache(limited, [manifest], scans).status == FAIL
+    # A limit above what is needed says nothing.
+    assert (
+        "--sam_cache_gib"
+        not in check_cache(Config(**{**config.to_dict(), "sam_cache_gib": 1.0}), [manifest], scans).found
+    )

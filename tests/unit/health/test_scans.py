@@ -10,7 +10,7 @@ from semisam_tf.config import Config
 from semisam_tf.data.label_access import LabelLedger, read_ledger
 from semisam_tf.data.splits import Split
 from semisam_tf.findings import FAIL, OK, WARN
-from semisam_tf.health.scans import check_scans, look_at
+from semisam_tf.health.scans import check_scan_cache, check_scans, look_at
 
 
 def write(folder, case, label=True, channels=0):
@@ -94,3 +94,20 @@ def test_a_scan_on_its_own_grid(run):
     config = dataclasses.replace(run[0], training_spacing_mm=())
     fact = look_at(config, "b", False)
     assert (fact.grid_vox, fact.grid_spacing_mm, fact.shown) == ((8, 10, 12), (1.0, 1.0, 2.0), None)
+
+
+def test_scans_kept_on_disk_are_counted_against_the_disk(run, tmp_path, monkeypatch):
+    config, _ = run
+    facts = [look_at(config, case, False) for case in "ab"]
+    config = dataclasses.replace(config, scan_cache_dir=str(tmp_path / "scans"))
+    needed = 2 * 4 * (4 * 5 * 12)  # two scans of float32 at 2 mm
+    free = {"bytes": needed}
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free["bytes"]})())
+    assert check_scan_cache(config, facts).status != FAIL
+    free["bytes"] = needed - 1
+    finding = check_scan_cache(config, facts)
+    assert finding.status == FAIL
+    assert "--scan_cache_dir" in finding.fix
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a-0.scan").write_bytes(b"x" * needed)
+    assert check_scan_cache(config, facts).status == OK

@@ -252,6 +252,24 @@ def test_changed_image_under_the_same_name_is_encoded_again(session: SamSession,
     np.testing.assert_array_equal(target.probs, SamBranch(session).target(changed, class_probs).probs)
 
 
+def test_a_removed_scan_is_encoded_again_to_the_same_embeddings(session: SamSession, tmp_path: Path) -> None:
+    image, class_probs = random_case()
+    SamBranch(session, cache=EmbeddingCache(tmp_path / "unlimited")).target(image, class_probs, key="case")
+    (kept,) = (tmp_path / "unlimited").iterdir()
+    # Both scans do not fit.
+    limit_bytes = 2 * 512 * kept.stat().st_blocks - 4096
+    branch = SamBranch(session, cache=EmbeddingCache(tmp_path / "limited", limit_bytes))
+    first = branch.target(image, class_probs, key="case")
+    branch.target(image + 1, class_probs, key="other")
+    assert [path.name[:5] for path in (tmp_path / "limited").iterdir()] == ["other"]
+    encoded = session.slices_encoded
+    again = branch.target(image, class_probs, key="case")
+    assert session.slices_encoded == encoded + 6
+    np.testing.assert_array_equal(again.probs, first.probs)
+    np.testing.assert_array_equal(again.weight, first.weight)
+    assert (tmp_path / "limited" / kept.name).read_bytes() == kept.read_bytes()
+
+
 def test_crops_leave_the_cache_alone(session: SamSession, tmp_path: Path) -> None:
     SamBranch(session, cache=EmbeddingCache(tmp_path)).target(*random_case(), key=None)
     assert list(tmp_path.glob("*.embeddings")) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semisam_tf.sam.cache import EmbeddingCache, content_key, quantise
+from semisam_tf.sam.cache import EmbeddingCache, content_key, disk_bytes_of, quantise
 
 SHAPE = (3, 4, 4)
 
@@ -191,3 +191,125 @@ def test_flag_is_set_after_the_embedding_is_on_disk(tmp_path: Path, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             stored.write([1], embeddings(1))
     assert EmbeddingCache(tmp_path).scan("case", "a" * 64, 3, SHAPE).missing([1]) == [1]
+
+
+# One view of it takes 64 KiB on disk, and its file a page of header and one of entries.
+LARGE = (32, 32, 32)
+VIEW_BYTES = 2 * 32**3
+
+
+def filled(cache: EmbeddingCache, name: str, views: int = 4) -> Path:
+    """A scan with so many views, all written; not open any more."""
+    stored = cache.scan(name, "a" * 64, views, LARGE)
+    stored.write(range(views), np.full((views, *LARGE), 1, np.float16))
+    return stored.path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name.split("-")[0] for path in folder.glob("[!.]*.embeddings"))
+
+
+def test_the_scan_unused_for_longest_goes_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Room for three scans of four views, not for four.
+    cache = EmbeddingCache(tmp_path, limit_bytes=14 * VIEW_BYTES)
+    for name in ("a", "b", "c"):
+        filled(cache, name)
+    assert names_in(tmp_path) == ["a", "b", "c"]
+    of_another = tmp_path / ".partial.0.x.embeddings"
+    of_another.touch()
+    os.utime(of_another, (0, 0))
+    cache.scan("a", "a" * 64, 4, LARGE)
+    with caplog.at_level(logging.INFO):
+        filled(cache, "d")
+    assert names_in(tmp_path) == ["a", "c", "d"]
+    assert f"1 scans, unused for longest, are removed from {tmp_path}" in caplog.text
+    filled(cache, "e")
+    assert names_in(tmp_path) == ["a", "d", "e"]
+    # What is still being written is nobody's to remove.
+    assert of_another.exists()
+
+
+def test_reading_times_of_the_file_system_do_not_matter(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path)
+    path = filled(cache, "a")
+    os.utime(path, ns=(10**18, 2 * 10**18))
+    path.read_bytes()
+    before_ns = time.time_ns()
+    cache.scan("a", "a" * 64, 4, LARGE)
+    assert before_ns <= path.stat().st_atime_ns <= time.time_ns()
+    # When it was written is as it was.
+    assert path.stat().st_mtime_ns == 2 * 10**18
+
+
+def test_the_limit_is_kept_at_every_moment(tmp_path: Path) -> None:
+    limit_bytes = 10 * VIEW_BYTES
+    cache = EmbeddingCache(tmp_path, limit_bytes)
+    for number in range(8):
+        stored = cache.scan(f"case{number}", "a" * 64, 30, LARGE)
+        for view in range(6):
+            stored.write([4 * view], np.full((1, *LARGE), number, np.float16))
+            assert 0 < disk_bytes_of(tmp_path) <= limit_bytes
+        # Holes take no room, and what is being written stays.
+        np.testing.assert_array_equal(stored.read([0, 20])[:, 0, 0, 0], [number, number])
+        assert stored.path.exists()
+    assert EmbeddingCache(tmp_path).scan("case7", "a" * 64, 30, LARGE).missing([0, 20]) == []
+
+
+def test_without_a_limit_nothing_goes(tmp_path: Path) -> None:
+    for number in range(5):
+        filled(EmbeddingCache(tmp_path), f"case{number}")
+    assert len(names_in(tmp_path)) == 5
+
+
+def test_what_a_run_has_open_goes_last(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path, limit_bytes=14 * VIEW_BYTES)
+    in_use = cache.scan("a", "a" * 64, 4, LARGE)
+    in_use.write(range(4), np.full((4, *LARGE), 7, np.float16))
+    for name in ("b", "c", "d"):
+        filled(cache, name)
+    assert names_in(tmp_path) == ["a", "c", "d"]
+    # Nothing else is left to go: it does, and is still read by whoever has it open.
+    filled(cache, "e", views=13)
+    assert names_in(tmp_path) == ["e"]
+    np.testing.assert_array_equal(in_use.read([3]), np.full((1, *LARGE), 7, np.float16))
+
+
+def test_a_limit_below_one_scan_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = EmbeddingCache(tmp_path, limit_bytes=2 * VIEW_BYTES)
+    with caplog.at_level(logging.WARNING):
+        filled(cache, "a")
+        path = filled(cache, "b")
+    assert caplog.text.count("raise --sam_cache_gib") == 1
+    assert names_in(tmp_path) == ["b"]
+    assert EmbeddingCache(tmp_path).scan("b", "a" * 64, 4, LARGE).path == path
+    with pytest.raises(ValueError, match="--sam_cache_gib of at least 0"):
+        EmbeddingCache(tmp_path, limit_bytes=-1)
+
+
+def test_two_runs_share_a_folder_with_a_limit(tmp_path: Path) -> None:
+    first, second = (EmbeddingCache(tmp_path, limit_bytes=10 * VIEW_BYTES) for _ in range(2))
+    held = first.scan("a", "a" * 64, 4, LARGE)
+    held.write([0, 1], np.full((2, *LARGE), 3, np.float16))
+    for name in ("b", "c"):
+        filled(second, name)
+    # The second does not know what the first has open: removed, and harmless.
+    assert names_in(tmp_path) == ["b", "c"]
+    held.write([2], np.full((1, *LARGE), 4, np.float16))
+    np.testing.assert_array_equal(held.read([0, 2])[:, 0, 0, 0], [3, 4])
+    assert disk_bytes_of(tmp_path) <= 10 * VIEW_BYTES
+    # It is encoded again when it is asked for again.
+    assert first.scan("a", "a" * 64, 4, LARGE).missing(range(4)) == [0, 1, 2, 3]
+
+
+def test_a_file_that_goes_while_it_is_opened_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = filled(EmbeddingCache(tmp_path), "a"), os.open
+
+    def removed_first(name: Path, flags: int, *rest: int) -> int:
+        if name == path and flags == os.O_RDWR:
+            monkeypatch.undo()
+            path.unlink()
+        return opened(name, flags, *rest)
+
+    monkeypatch.setattr(os, "open", removed_first)
+    assert EmbeddingCache(tmp_path).scan("a", "a" * 64, 4, LARGE).missing(range(4)) == [0, 1, 2, 3]
+    assert path.exists()

@@ -1,6 +1,8 @@
 """Targets as files: what is written is what a batch sees, and what does not fit is refused by name."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -10,6 +12,7 @@ from semisam_tf.data.augment import AugmentConfig
 from semisam_tf.data.batches import TwoStream
 from semisam_tf.data.volumes import Volume
 from semisam_tf.options import OptionError
+from semisam_tf.training import pseudolabels
 from semisam_tf.training.pseudolabels import (
     StoredTargets,
     read_target,
@@ -19,6 +22,7 @@ from semisam_tf.training.pseudolabels import (
     targets_learned_from,
     write_target,
 )
+from semisam_tf.training.targets import Target, cut
 
 SIZE = (20, 18, 16)
 
@@ -62,6 +66,29 @@ def test_a_batch_sees_the_target_that_lies_on_its_crop(tmp_path):
     assert restored.summary() == summary
 
 
+def test_targets_stay_in_their_files_and_are_cut_as_from_memory(tmp_path):
+    write(tmp_path, n_classes=3)
+    targets, unlabelled = StoredTargets(tmp_path, [volume("u/1")], 3), volume("u/1")
+    assert not any(
+        isinstance(value, (np.ndarray, Target, dict)) and name != "totals" for name, value in vars(targets).items()
+    )
+    config = AugmentConfig(flip="xyz", rotate90=True, rotation_deg=20, elastic_vox=2, elastic_probability=0.5)
+    labelled = volume("l", np.ones(SIZE, np.uint8))
+    stream = TwoStream([labelled], [unlabelled], 2, 1, (16, 16, 16), config, seed=1)
+    kept, shown = read_target(tmp_path, unlabelled, 3), 0
+    for step in range(6):
+        batch = stream.batch(step)
+        probs, weight = targets.targets(step, batch)
+        expected_probs, expected_weight = cut(kept, batch.transforms[1])
+        np.testing.assert_array_equal(probs[0], expected_probs)
+        np.testing.assert_array_equal(weight[0], expected_weight)
+        shown += int(np.count_nonzero(weight))
+    assert shown > 1000
+    target_path(tmp_path, "u/1").write_bytes(b"overwritten")
+    with pytest.raises(ValueError, match=r"Expected a target that pseudolabel wrote in .*1\.h5"):
+        targets.targets(6, batch)
+
+
 def test_the_scores_are_kept(tmp_path):
     write(tmp_path)
     with h5py.File(target_path(tmp_path, "u/1")) as file:
@@ -89,6 +116,22 @@ def test_a_damaged_region_or_making_names_its_file(tmp_path):
     (tmp_path / "making.json").write_text("{", encoding="utf-8")
     with pytest.raises(OptionError, match=r"Expected JSON in .*making\.json"):
         targets_learned_from(tmp_path)
+
+
+def test_of_two_that_begin_at_once_the_second_compares(tmp_path, monkeypatch):
+    read = pseudolabels.making_of
+
+    def slowly(folder):
+        there = read(folder)
+        time.sleep(0.2)  # long enough for the other to read, too, if it may
+        return there
+
+    monkeypatch.setattr(pseudolabels, "making_of", slowly)
+    with ThreadPoolExecutor(2) as executor:
+        began = [executor.submit(require_same_making, tmp_path, {"run": run, "learned_from": []}) for run in "ab"]
+        refused = [isinstance(future.exception(), OptionError) for future in began]
+    assert sorted(refused) == [False, True]
+    assert read(tmp_path)["run"] == "ab"[refused.index(False)]
 
 
 def test_what_targets_rest_on_is_compared_in_no_order(tmp_path):
