@@ -16,11 +16,12 @@ from absl import app
 
 
 def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Cores, processor, load, date and versions, as JSON values. The load is the average of the last 15 minutes."""
+    """Cores, processor, load, date and versions, as JSON values. Loads are averages of the last 15 minutes and of one."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "load_average": os.getloadavg()[2],
+        "load_average_1_minute": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
