@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from machine import describe, keep
+from machine import OtherWork, describe, keep
 from turns import CORES, Contestant, alone, take_turns
 
 REPO = Path(__file__).resolve().parent.parent
@@ -214,9 +214,9 @@ def main(argv: list[str]) -> None:
             sys.stderr.write(f"{name}: skipped, it needs {lacking(name)}\n")
             continue
         machine = describe(_PACKAGES) | {"cores_used": min(CORES, len(os.sched_getaffinity(0)))}
-        began_s = time.perf_counter()
+        others, began_s = OtherWork(), time.perf_counter()
         result = ROWS[name]()
-        keep(path, {"row": name, **result, "machine": machine})
+        keep(path, {"row": name, **result, "other_cores": round(others.cores(), 3), "machine": machine})
         sys.stderr.write(f"{name}: measured in {time.perf_counter() - began_s:.0f} s\n")
     sys.stdout.write(table() + "\n")
 

@@ -12,6 +12,8 @@ from sam_steps import mean_step_s
 # Row -> its JSON.
 Results = Mapping[str, dict[str, Any]]
 
+# A row during which other programs kept more cores busy on average has a star.
+QUIET_CORES = 0.1
 # Visits of a scan for each target, of the `cpu` preset.
 VISITS = 50
 WHO = {
@@ -87,7 +89,8 @@ class Goal:
             return f"| {self.text} | {sign} {aim} | - | not measured |"
         value = self.value(results[self.row])
         met = value <= self.aim if self.at_most else value >= self.aim
-        return f"| {self.text} | {sign} {aim} | {value:{self.form}} | {'met' if met else '**missed**'} |"
+        measured = f"{value:{self.form}}{_star(results[self.row])}"
+        return f"| {self.text} | {sign} {aim} | {measured} | {'met' if met else '**missed**'} |"
 
 
 GOALS = (
@@ -141,7 +144,7 @@ def tables(results: Results) -> str:
 
 
 def _beside(name: str, result: dict[str, Any], who: str) -> str:
-    cells = [name, WHO[who], _spread(seconds(result, who)), "-", "-", "-"]
+    cells = [name + _star(result), WHO[who], _spread(seconds(result, who)), "-", "-", "-"]
     if who != "ours":
         cells[3] = f"{ratio(result, 'ours', who):.2f}"
     if "gflop" in result:
@@ -152,12 +155,13 @@ def _beside(name: str, result: dict[str, Any], who: str) -> str:
 
 def _modes(result: dict[str, Any]) -> list[str]:
     lines, off = [], statistics.median(result["modes"]["off"]["step_s"])
-    for mode, found in result["modes"].items():
+    for name, found in result["modes"].items():
+        mode = name + _star(result)
         if not found["step_s"]:
             lines.append(f"| {mode} | skipped: over {result['arguments']['limit_s']:.0f} s to warm up | 0 | - |")
             continue
         times, steps = f"{statistics.median(found['step_s']) / off:.2f}", len(found["step_s"])
-        if mode == "cached":
+        if name == "cached":
             times = f"{cached_ratio(result):.2f} at a target every {VISITS} visits"
         lines.append(f"| {mode} | {_spread(found['step_s'])} | {steps} | {times} |")
     return lines
@@ -169,8 +173,9 @@ def _rest(results: Results) -> list[str]:
         if row in results:
             found = results[row]
             lines += [
-                f"| batches a second, {text}, nothing beside ({found['scans']}) | {found['batches_per_s']:.2f} |",
-                f"| wait for data, {text}, of {found['steps']} steps of {found['step_s']:.2f} s | "
+                f"| batches a second, {text}, nothing beside ({found['scans']}){_star(found)} | "
+                f"{found['batches_per_s']:.2f} |",
+                f"| wait for data, {text}, of {found['steps']} steps of {found['step_s']:.2f} s{_star(found)} | "
                 f"{found['wait_share']:.1%} |",
             ]
     if "start_up" in results:
@@ -179,20 +184,24 @@ def _rest(results: Results) -> list[str]:
             first - following for first, following in zip(found["first_step_s"], found["next_step_s"], strict=True)
         ]
         lines += [
-            f"| `train --help`, s | {_spread(found['help_s'])} |",
-            f"| from the start of the process to the end of the first step, cpu preset, s | "
+            f"| `train --help`, s{_star(found)} | {_spread(found['help_s'])} |",
+            f"| from the start of the process to the end of the first step, cpu preset, s{_star(found)} | "
             f"{_spread(found['to_first_step_s'])} |",
-            f"| of it tracing: the first step less a later one, s | {_spread(traced)} |",
+            f"| of it tracing: the first step less a later one, s{_star(found)} | {_spread(traced)} |",
         ]
     if "sustained" in results:
         found = results["sustained"]
         rates = ", ".join(f"{rate:.2f}" for rate in found["steps_per_s"])
         memory = ", ".join(f"{n / 1e9:.2f}" for n in found["rss_bytes"])
         lines += [
-            f"| steps a second, cpu preset ({found['scans']}), minute by minute | {rates} |",
-            f"| memory at the end of each minute, GB | {memory} |",
+            f"| steps a second, cpu preset ({found['scans']}), minute by minute{_star(found)} | {rates} |",
+            f"| memory at the end of each minute, GB{_star(found)} | {memory} |",
         ]
     return lines
+
+
+def _star(result: dict[str, Any]) -> str:
+    return "*" if result["other_cores"] > QUIET_CORES else ""
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,11 +1,16 @@
 """Turns, figures and tables of the speed benchmark; its own steps at a tiny size. PyTorch's are in tests/export."""
 
 import importlib
+import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 
-import numpy as np
 import pytest
+from absl import app, flags
+from absl.testing import flagsaver
 
 TINY = {"batch": 2, "size": (16, 16, 16), "filters": 1, "normalisation": "batch", "dropout": 0.5}
 
@@ -16,19 +21,29 @@ def speed(load_benchmark):
 
 
 @pytest.fixture
-def ours(load_benchmark, monkeypatch):
-    # It has no results of its own.
-    monkeypatch.setattr(pytest.importorskip("types").ModuleType, "RESULTS", None, raising=False)
-    return load_benchmark("speed_ours")
+def as_parsed():
+    """A context in which flags have values, as on a command line."""
+    before = flags.FLAGS.is_parsed()
+    flags.FLAGS.mark_as_parsed()
+    yield flagsaver.as_parsed
+    if not before:
+        flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def ours(repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    return importlib.import_module("speed_ours")
 
 
 def contestant(*steps_s, peak=10**9, **others):
     return {"seconds": {"step": list(steps_s), **others}, "peak_rss_bytes": peak}
 
 
-def write(folder, **rows):
+def write(folder, other_cores=0.0, **rows):
     for name, result in rows.items():
-        (folder / f"{name}.json").write_text(json.dumps({"row": name, **result}), encoding="utf-8")
+        text = json.dumps({"row": name, "other_cores": other_cores, **result})
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def test_contestants_take_turns_one_at_a_time(repo_root, monkeypatch, tmp_path):
@@ -178,3 +193,131 @@ def test_start_up_and_ten_minutes(speed, tmp_path):
         "| steps a second, cpu preset (noise), minute by minute | 2.00, 1.50 |",
         "| memory at the end of each minute, GB | 1.00, 2.00 |",
     ]
+
+
+def test_a_row_beside_other_programs_has_a_star(speed, tmp_path):
+    passes = {"contestants": {"ours": {"seconds": {"eight": [8.0], "one": [1.0]}, "peak_rss_bytes": 10**9}}}
+    write(tmp_path, other_cores=0.3, ua_mt_passes=passes)
+    goals, beside, *_ = speed.table().split("\n\n")
+    assert "| UA-MT's eight teacher passes, to one forward pass | at most 8.20 | 8.00* | met |" in goals
+    assert beside.splitlines()[2].startswith("| ua_mt_passes* | ours | 9.00 ")
+
+
+def test_other_work_is_told_from_ones_own(load_benchmark, monkeypatch, repo_root):
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    machine = importlib.import_module("machine")
+    clock, busy, own = [100.0], [50.0], [20.0]
+    monkeypatch.setattr(machine.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(machine, "_others_s", lambda: busy[0] - own[0])
+    others = machine.OtherWork()
+    # In ten seconds all cores were busy for 18, of which this process and its children were for 15.
+    clock[0], busy[0], own[0] = 110.0, 68.0, 35.0
+    assert others.cores() == pytest.approx(0.3)
+
+
+def test_a_program_is_other_work_until_it_is_waited_for(repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    machine = importlib.import_module("machine")
+    before = machine._others_s()
+    child = subprocess.Popen([sys.executable, "-c", "import time; e = time.process_time\nwhile e() < 1: pass"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    running = machine._others_s()
+    child.wait()
+    assert running - before > 0.9
+    assert running - machine._others_s() > 0.9
+
+
+def test_only_what_is_missing_is_measured(speed, as_parsed, tmp_path, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(speed, "ROWS", {n: lambda n=n: done.append(n) or {"a": 1} for n in ("x", "y", "sam_modes")})
+    monkeypatch.setattr(speed.speed_table, "tables", lambda results: ", ".join(results))
+    with as_parsed(rows="x,y,sam_modes"):
+        write(tmp_path, x={"a": 0})
+        speed.main([""])
+        assert done == ["y"]
+        assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["a"] == 0
+        result = json.loads((tmp_path / "y.json").read_text(encoding="utf-8"))
+        assert result["a"] == 1
+        assert {"torch", "tensorflow-cpu"} < set(result["machine"]["versions"])
+        assert {"load_average", "load_average_1_minute", "cores_used"} < set(result["machine"])
+        said = capsys.readouterr()
+        assert "sam_modes: skipped, it needs --data_dir" in said.err
+        assert said.out == "x, y\n"
+    with as_parsed(rows="x", again="true"):
+        speed.main([""])
+    assert done == ["y", "x"]
+    with (
+        flagsaver.as_parsed(rows="x,z"),
+        pytest.raises(app.UsageError, match=r"--rows of x, y, sam_modes\. Received.*z"),
+    ):
+        speed.main([""])
+
+
+def test_what_takes_long_runs_by_name_only(speed, as_parsed):
+    with as_parsed():
+        assert set(speed.ROWS) - set(speed._ROWS.value) == {"semisam", "sustained"}
+        assert speed.lacking("semisam") == "--sam_med3d"
+        assert speed.lacking("mean_teacher") == ""
+
+
+def test_a_forward_pass_of_ours(ours):
+    tasks = ours.forward(**TINY)
+    assert tasks["step"]().shape == (2, 16, 16, 16, 2)
+    assert tasks["matmul"]().shape == (2048, 2048)
+
+
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "uncertainty_aware_mean_teacher"])
+def test_a_step_of_ours_is_that_of_a_run(ours, method):
+    step = ours.train_step(method=method, labelled=2 if method == "supervised" else 1, **TINY)["step"]
+    first, second = step(), step()
+    assert math.isfinite(first)
+    assert first != second  # it has learned something, on the same batch
+
+
+def test_eight_passes_of_ours(ours):
+    tasks = ours.teacher_passes(labelled=1, **TINY)
+    uncertainty = tasks["eight"]()
+    assert uncertainty.shape == (1, 16, 16, 16)
+    assert 0 < uncertainty.min() < uncertainty.max() <= math.log(2) + 1e-6
+    assert tasks["one"]().shape == (1, 16, 16, 16, 2)
+    assert ours._PASSES == 8
+
+
+def test_sam_is_really_asked(ours, write_double, tmp_path):
+    """Two crops of 16^3 at SAM's own spacing, each with one ball, so one window and one prompt each."""
+    write_double(tmp_path, side=16, prompt="point", dims=3, input_spacing_mm=(1.5, 1.5, 1.5), resize="spacing_linear")
+    settings = TINY | {"batch": 3, "labelled": 1}
+    tasks = ours.semisam(sam_dir=str(tmp_path), **settings)
+    assert set(tasks) == {"sam", "step"}
+    tasks["sam"]()
+    tasks["step"]()
+
+
+def test_data_waits_are_shares_of_the_steps_time(ours, monkeypatch):
+    config, loaded = ours._data_setting("cpu", "")
+    assert (config.patch_size, loaded[0][0].size) == ((64, 64, 48), (88, 66, 44))
+    config, loaded = ours._data_setting("published", "")
+    assert (config.patch_size, loaded[0][0].size, config.labeled_per_batch) == ((112, 112, 80), (175, 132, 88), 2)
+    monkeypatch.setattr(ours, "_data_setting", lambda *_: (ours._config("mean_teacher", 1, **TINY), loaded))
+    monkeypatch.setattr(ours, "_steps_for", lambda *_: [(10.0, 1.0, 5), (12.0, 1.5, 5), (15.0, 2.0, 6)])
+    found = ours.data("cpu", "", batches=3, seconds=0.0)
+    assert (found["scans"], found["steps"], found["step_s"], found["wait_share"]) == ("noise", 2, 2.5, 0.2)
+    assert found["batches_per_s"] > 0
+    marks = [(0.0, 0.0, 1), (3.0, 0.0, 2), (9.0, 0.0, 3), (12.0, 0.0, 4), (20.0, 0.0, 5)]
+    monkeypatch.setattr(ours, "_steps_for", lambda *_: marks)
+    found = ours.sustained("", minutes=2, minute_s=10.0)
+    assert (found["steps_per_s"], found["rss_bytes"]) == ([0.2, 0.1], [3, 4])
+
+
+def test_steps_are_taken_for_so_long(ours):
+    from semisam_tf.training.state import Training
+
+    config = ours._config("mean_teacher", 1, **TINY)
+    loaded = ours.synthetic_scans((20, 18, 16), 1.0)
+    training = Training.build(config, 1, *loaded, [])
+    marks = ours._steps_for(training, loaded, seconds=0.2)
+    assert marks[-1][0] - marks[0][0] >= 0.2
+    assert marks[-2][0] - marks[0][0] < 0.2
+    assert training.step == 2 + len(marks)
+    assert [b - a >= 0 for (_, a, _), (_, b, _) in itertools.pairwise(marks)] == [True] * (len(marks) - 1)
+    assert 10**8 < marks[-1][2] < 10**10
