@@ -57,8 +57,13 @@ def passes_ratio(result: dict[str, Any]) -> float:
     return statistics.median(timed["eight"]) / statistics.median(timed["one"])
 
 
-def cached_ratio(result: dict[str, Any]) -> float:
-    """The mean step with cached targets, one every `VISITS` visits of a scan, as a multiple of one without SAM."""
+def cached_ratio(result: dict[str, Any]) -> float | None:
+    """The mean step with cached targets, one every `VISITS` visits of a scan, as a multiple of one without SAM.
+
+    None where the mode was skipped.
+    """
+    if not result["modes"]["cached"]["step_s"]:
+        return None
     return mean_step_s(result["modes"]["cached"], VISITS) / statistics.median(result["modes"]["off"]["step_s"])
 
 
@@ -69,7 +74,7 @@ class Goal:
     Attributes:
         text: In words.
         row: Row that says.
-        value: From the row's JSON.
+        value: From the row's JSON; None where it does not say.
         aim: Largest value that meets it, or smallest.
         at_most: Which of the two.
         form: How values are written.
@@ -77,7 +82,7 @@ class Goal:
 
     text: str
     row: str
-    value: Callable[[dict[str, Any]], float]
+    value: Callable[[dict[str, Any]], float | None]
     aim: float
     at_most: bool = True
     form: str = ".2f"
@@ -85,9 +90,9 @@ class Goal:
     def line(self, results: Results) -> str:
         """A line of the table."""
         sign, aim = ("at most" if self.at_most else "at least"), format(self.aim, self.form)
-        if self.row not in results:
+        value = self.value(results[self.row]) if self.row in results else None
+        if value is None:
             return f"| {self.text} | {sign} {aim} | - | not measured |"
-        value = self.value(results[self.row])
         met = value <= self.aim if self.at_most else value >= self.aim
         measured = f"{value:{self.form}}{_star(results[self.row])}"
         return f"| {self.text} | {sign} {aim} | {measured} | {'met' if met else '**missed**'} |"

@@ -52,6 +52,10 @@ def test_dropout_drops_whole_channels_in_training_only(torch_vnet):
     x = torch.randn(2, 1, 16, 16, 16)
     net.train()
     assert not torch.equal(net(x), net(x))
+    shapes = []
+    net.dropout.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape)))
+    net(x)
+    assert shapes == [(2, 32, 1, 1, 1), (2, 2, 16, 16, 16)]  # the bottleneck, and before the output
     net.eval()
     assert torch.equal(net(x), net(x))
 
