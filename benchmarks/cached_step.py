@@ -15,12 +15,12 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from machine import describe, keep
+from sam_steps import be_deterministic, costs, la_config, load, mean_step_s, steps_in_turns
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "cached_step"
@@ -39,75 +39,33 @@ _EVERY_SO_MANY_VISITS = (10, 50)
 
 def measure(workdir: Path, data_dir: str, scans: int, steps: int, turns: int) -> dict[str, Any]:
     """Seconds of every step, with how many targets were made in it."""
-    import keras
-    import tensorflow as tf
-
-    from semisam_tf.config import PRESETS, Config
-    from semisam_tf.data.batches import Prefetcher, stream_of
-    from semisam_tf.data.label_access import outside_runs
-    from semisam_tf.data.splits import Split, split_of
-    from semisam_tf.options import parse
-    from semisam_tf.training.loop import load_data
     from semisam_tf.training.sam_setup import sam_sessions
     from semisam_tf.training.state import Training
 
-    words = [
-        "--flagfile=configs/la_table.flags", "--labeled=1", "--method=mean_teacher", f"--data_dir={data_dir}",
-        "--exclude_cases=configs/la_dev.list", f"--sam_cache_dir={_CACHE.value}", "--sam_mode=cached",
-    ]  # fmt: skip
-    keras.utils.set_random_seed(0)
-    tf.config.experimental.enable_op_determinism()
+    be_deterministic()
     with tempfile.TemporaryDirectory() as folder:
-        cached = dataclasses.replace(parse(Config, words, PRESETS), workdir=folder)
-        split = split_of(cached)
-        cases = Split(split.labelled, split.unlabelled[:scans])
-        loaded = load_data(cached, cases, outside_runs("a benchmark"))
+        config = la_config(data_dir, 1, f"--sam_cache_dir={_CACHE.value}", "--sam_mode=cached")
+        cached = dataclasses.replace(config, workdir=folder)
+        loaded = load(cached, scans)
         trainings = {}
         for name, config in {"without": dataclasses.replace(cached, sam_mode="off"), "cached": cached}.items():
             training = Training.build(config, loaded[0][0].image.shape[-1], *loaded, sam_sessions(config))
             for which, network in training.networks().items():
                 network.load_weights(workdir / f"{which}.weights.h5")
             trainings[name] = training
-        found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in trainings}
-        for turn in range(turns + 1):
-            for name, training in trainings.items():
-                stream, first = stream_of(training.config, *loaded), training.step
-                with Prefetcher(stream.batch, first, first + steps, workers=training.config.data_workers) as prefetcher:
-                    began_s = time.perf_counter()
-                    for _, batch in prefetcher:
-                        before = _counts(training)
-                        training.take_step(batch)["total"].numpy()
-                        ended_s = time.perf_counter()
-                        made = [after - old for after, old in zip(_counts(training), before, strict=True)]
-                        # The first turn traces, and encodes most slices.
-                        if turn:
-                            found[name].append((round(ended_s - began_s, 4), *made))
-                        began_s = ended_s
-    return {
-        name: dict(zip(("step_s", "targets", "slices_encoded"), map(list, zip(*rows, strict=True)), strict=True))
-        for name, rows in found.items()
-    }
-
-
-def _counts(training: Any) -> tuple[int, int]:
-    if training.sam is None:
-        return 0, 0
-    return int(training.sam.totals["targets"]), int(training.sam.totals["slices_encoded"])
+        return steps_in_turns(trainings, loaded, dict.fromkeys(trainings, steps), turns)
 
 
 def table(result: dict[str, Any]) -> str:
     """What the seconds say, as lines."""
     without = statistics.median(result["without"]["step_s"])
-    cached = result["cached"]
-    rows = list(zip(cached["step_s"], cached["targets"], cached["slices_encoded"], strict=True))
-    cutting = statistics.median(taken_s for taken_s, made, _ in rows if not made)
-    target = statistics.median((taken_s - cutting) / made for taken_s, made, encoded in rows if made and not encoded)
+    cutting, target = costs(result["cached"])
     lines = [
         f"a step without SAM {without:.3f} s; with cached targets, none due, {cutting:.3f} s: {cutting / without:.2f} "
         f"times; a target, its embeddings on disk, {target:.2f} s",
     ]
     for visits in _EVERY_SO_MANY_VISITS:
-        mean = cutting + 2 * target / visits
+        mean = mean_step_s(result["cached"], visits)
         lines.append(f"a target every {visits} visits: {mean / without:.2f} times the step without SAM")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +17,35 @@ from absl import app
 
 
 def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Cores, processor, load, date and versions, as JSON values. The load is the average of the last 15 minutes."""
+    """Cores, processor, load, date and versions, as JSON values. Loads are means of the last 15 minutes and of one."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "load_average": os.getloadavg()[2],
+        "load_average_1_minute": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+class OtherWork:
+    """What other programs computed since this was made: to be told from the benchmark's own work, which loads count."""
+
+    def __init__(self) -> None:
+        self._began_s, self._others_s = time.monotonic(), _others_s()
+
+    def cores(self) -> float:
+        """How many cores they kept busy on average. All processes that this one started must have ended."""
+        return (_others_s() - self._others_s) / (time.monotonic() - self._began_s)
+
+
+def _others_s() -> float:
+    """Seconds that all cores were busy since the machine started, less those of this process and its ended ones."""
+    # user, nice, system, idle, iowait, irq, softirq, steal; what comes after is counted in these, too.
+    ticks = [int(n) for n in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
+    busy_s = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy_s - sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:

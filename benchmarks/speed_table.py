@@ -1,0 +1,213 @@
+"""The tables of benchmarks/speed.py, made of its results alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sam_steps import mean_step_s
+
+# Row -> its JSON.
+Results = Mapping[str, dict[str, Any]]
+
+# A row during which other programs kept more cores busy on average has a star.
+QUIET_CORES = 0.1
+# Visits of a scan for each target, of the `cpu` preset.
+VISITS = 50
+WHO = {
+    "ours": "ours",
+    "torch": "PyTorch, as published",
+    "torch_channels_last": "PyTorch, channels last",
+    "torch_no_waste": "PyTorch, without the passes thrown away",
+}
+
+
+def seconds(result: dict[str, Any], who: str) -> list[float]:
+    """Seconds of every repetition: of all its tasks together but for the matrix product."""
+    tasks = [s for task, s in result["contestants"][who]["seconds"].items() if task != "matmul"]
+    return [sum(parts) for parts in zip(*tasks, strict=True)]
+
+
+def ratio(result: dict[str, Any], who: str, to: str) -> float:
+    """Median seconds of one contestant as a multiple of another's."""
+    return statistics.median(seconds(result, who)) / statistics.median(seconds(result, to))
+
+
+def share_of_peak(result: dict[str, Any], who: str) -> float:
+    """Arithmetic a second of a forward pass, as a share of that of the fastest matrix product in the same process."""
+    fastest_s = min(result["contestants"][who]["seconds"]["matmul"])
+    return gflop_per_s(result, who) / (2 * 2048**3 / 1e9 / fastest_s)
+
+
+def gflop_per_s(result: dict[str, Any], who: str) -> float:
+    """Convolutions' arithmetic of a forward pass over its median seconds."""
+    return result["gflop"] / statistics.median(seconds(result, who))
+
+
+def memory_ratio(result: dict[str, Any], who: str, to: str) -> float:
+    """Peak memory of one process as a multiple of another's."""
+    return result["contestants"][who]["peak_rss_bytes"] / result["contestants"][to]["peak_rss_bytes"]
+
+
+def passes_ratio(result: dict[str, Any]) -> float:
+    """UA-MT's eight passes as a multiple of one."""
+    timed = result["contestants"]["ours"]["seconds"]
+    return statistics.median(timed["eight"]) / statistics.median(timed["one"])
+
+
+def cached_ratio(result: dict[str, Any]) -> float | None:
+    """The mean step with cached targets, one every `VISITS` visits of a scan, as a multiple of one without SAM.
+
+    None where the mode was skipped.
+    """
+    if not result["modes"]["cached"]["step_s"]:
+        return None
+    return mean_step_s(result["modes"]["cached"], VISITS) / statistics.median(result["modes"]["off"]["step_s"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a row was to reach.
+
+    Attributes:
+        text: In words.
+        row: Row that says.
+        value: From the row's JSON; None where it does not say.
+        aim: Largest value that meets it, or smallest.
+        at_most: Which of the two.
+        form: How values are written.
+    """
+
+    text: str
+    row: str
+    value: Callable[[dict[str, Any]], float | None]
+    aim: float
+    at_most: bool = True
+    form: str = ".2f"
+
+    def line(self, results: Results) -> str:
+        """A line of the table."""
+        sign, aim = ("at most" if self.at_most else "at least"), format(self.aim, self.form)
+        value = self.value(results[self.row]) if self.row in results else None
+        if value is None:
+            return f"| {self.text} | {sign} {aim} | - | not measured |"
+        met = value <= self.aim if self.at_most else value >= self.aim
+        measured = f"{value:{self.form}}{_star(results[self.row])}"
+        return f"| {self.text} | {sign} {aim} | {measured} | {'met' if met else '**missed**'} |"
+
+
+GOALS = (
+    Goal(
+        "training step, 2 x 112x112x80, to PyTorch's as published",
+        "train_2x112x112x80", lambda r: ratio(r, "ours", "torch"), 0.55,
+    ),
+    Goal(
+        "training step, 2 x 112x112x80, to PyTorch's with channels last",
+        "train_2x112x112x80", lambda r: ratio(r, "ours", "torch_channels_last"), 0.8,
+    ),
+    Goal(
+        "mean teacher's step, 4 x 112x112x80, to PyTorch's as published",
+        "mean_teacher", lambda r: ratio(r, "ours", "torch"), 0.25,
+    ),
+    Goal(
+        "its peak memory, to PyTorch's as published",
+        "mean_teacher", lambda r: memory_ratio(r, "ours", "torch"), 0.8,
+    ),
+    *(
+        Goal(
+            f"forward pass, {shape}, of the speed of matrix products",
+            f"forward_{shape}", lambda r: share_of_peak(r, "ours"), 0.65, at_most=False, form=".0%",
+        )
+        for shape in ("2x112x112x80", "4x112x112x80", "4x128x128x128", "cpu")
+    ),
+    Goal("UA-MT's eight teacher passes, to one forward pass", "ua_mt_passes", passes_ratio, 8.2),
+    Goal(
+        "iteration of SemiSAM, 4 x 128^3, times as fast as published",
+        "semisam", lambda r: ratio(r, "torch", "ours"), 6, at_most=False, form=".1f",
+    ),
+    Goal("wait for data, cpu preset, of the time", "data_cpu", lambda r: r["wait_share"], 0.03, form=".1%"),
+    Goal("wait for data, 112x112x80, of the time", "data_published", lambda r: r["wait_share"], 0.03, form=".1%"),
+    Goal("mean step with SAM cached, to one without SAM", "sam_modes", cached_ratio, 1.15),
+)  # fmt: skip
+
+
+def tables(results: Results) -> str:
+    """Markdown tables, an empty line between them: goals, beside PyTorch, SAM's modes, the rest."""
+    goals = ["| | goal | measured | |", "|---|---|---|---|", *(goal.line(results) for goal in GOALS)]
+    beside = [
+        "| row | | s, median (range) | ours takes, of it | GFLOP/s | of matrix products' | peak memory, GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        beside += [_beside(name, result, who) for who in result.get("contestants", {})]
+    modes = ["| sam_mode | s a step, median (range) | steps | of the step without SAM |", "|---|---|---|---|"]
+    modes += _modes(results["sam_modes"]) if "sam_modes" in results else []
+    rest = ["| | |", "|---|---|", *_rest(results)]
+    return "\n\n".join("\n".join(lines) for lines in (goals, beside, modes, rest))
+
+
+def _beside(name: str, result: dict[str, Any], who: str) -> str:
+    cells = [name + _star(result), WHO[who], _spread(seconds(result, who)), "-", "-", "-"]
+    if who != "ours":
+        cells[3] = f"{ratio(result, 'ours', who):.2f}"
+    if "gflop" in result:
+        cells[4:] = [f"{gflop_per_s(result, who):.0f}", f"{share_of_peak(result, who):.0%}"]
+    cells.append(f"{result['contestants'][who]['peak_rss_bytes'] / 1e9:.2f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _modes(result: dict[str, Any]) -> list[str]:
+    lines, off = [], statistics.median(result["modes"]["off"]["step_s"])
+    for name, found in result["modes"].items():
+        mode = name + _star(result)
+        if not found["step_s"]:
+            lines.append(f"| {mode} | skipped: over {result['arguments']['limit_s']:.0f} s to warm up | 0 | - |")
+            continue
+        times, steps = f"{statistics.median(found['step_s']) / off:.2f}", len(found["step_s"])
+        if name == "cached":
+            times = f"{cached_ratio(result):.2f} at a target every {VISITS} visits"
+        lines.append(f"| {mode} | {_spread(found['step_s'])} | {steps} | {times} |")
+    return lines
+
+
+def _rest(results: Results) -> list[str]:
+    lines = []
+    for row, text in (("data_cpu", "cpu preset"), ("data_published", "112x112x80")):
+        if row in results:
+            found = results[row]
+            lines += [
+                f"| batches a second, {text}, nothing beside ({found['scans']}){_star(found)} | "
+                f"{found['batches_per_s']:.2f} |",
+                f"| wait for data, {text}, of {found['steps']} steps of {found['step_s']:.2f} s{_star(found)} | "
+                f"{found['wait_share']:.1%} |",
+            ]
+    if "start_up" in results:
+        found = results["start_up"]
+        traced = [
+            first - following for first, following in zip(found["first_step_s"], found["next_step_s"], strict=True)
+        ]
+        lines += [
+            f"| `train --help`, s{_star(found)} | {_spread(found['help_s'])} |",
+            f"| from the start of the process to the end of the first step, cpu preset, s{_star(found)} | "
+            f"{_spread(found['to_first_step_s'])} |",
+            f"| of it tracing: the first step less a later one, s{_star(found)} | {_spread(traced)} |",
+        ]
+    if "sustained" in results:
+        found = results["sustained"]
+        rates = ", ".join(f"{rate:.2f}" for rate in found["steps_per_s"])
+        memory = ", ".join(f"{n / 1e9:.2f}" for n in found["rss_bytes"])
+        lines += [
+            f"| steps a second, cpu preset ({found['scans']}), minute by minute{_star(found)} | {rates} |",
+            f"| memory at the end of each minute, GB{_star(found)} | {memory} |",
+        ]
+    return lines
+
+
+def _star(result: dict[str, Any]) -> str:
+    return "*" if result["other_cores"] > QUIET_CORES else ""
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
