@@ -61,7 +61,7 @@ def teacher_passes(**settings: Any) -> Tasks:
 
     @tf.function
     def eight(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        passes = [teacher(images + noise(images, step, 1 + i), training=True) for i in range(_PASSES)]
+        passes = [teacher(images + noise([*images.shape], step, 1 + i), training=True) for i in range(_PASSES)]
         return losses.entropy(tf.add_n([tf.nn.softmax(logits) for logits in passes]) / _PASSES)
 
     one = tf.function(lambda images: teacher(images, training=True))
@@ -289,7 +289,7 @@ def _synthetic_batch(batch: int, size: tuple[int, ...], labelled: int, **_: Any)
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, *size, 1), np.float32)
-    return Batch(images, (rng.random((labelled, *size)) > 0.9).astype(np.uint8), [], [])
+    return Batch(images, (rng.random((labelled, *size)) > 0.9).astype(np.uint8), [], [], tuple(range(batch)))
 
 
 def synthetic_scans(size: tuple[int, ...], spacing_mm: float) -> Loaded:
