@@ -112,6 +112,23 @@ def sam_modes() -> dict[str, Any]:
     return {"arguments": arguments, "modes": found}
 
 
+def precision(shape: str) -> dict[str, Any]:
+    """A supervised step in float32 and in bfloat16."""
+    arguments = SHAPES[shape] | {"method": "supervised", "labelled": SHAPES[shape]["batch"]}
+    return _variants(arguments, STEPS.get(shape, 1), bfloat16={"precision": "bfloat16"})
+
+
+def micro_batch() -> dict[str, Any]:
+    """A mean teacher's step on all items at once, and on one at a time."""
+    return _variants(UNLABELLED_TOO | {"method": "mean_teacher"}, 1, micro_batch_1={"micro_batch": 1})
+
+
+def devices() -> dict[str, Any]:
+    """A mean teacher's step on a batch that parts of the processor share."""
+    arguments = SHAPES["cpu"] | {"method": "mean_teacher", "batch": 8, "labelled": 4}
+    return _variants(arguments, 3, devices_2={"devices": 2}, devices_4={"devices": 4})
+
+
 def semisam() -> dict[str, Any]:
     """An iteration of SemiSAM; PyTorch's takes minutes, so it is done once and not warmed up."""
     arguments = SHAPES["4x128x128x128"] | {"labelled": 1}
@@ -158,6 +175,16 @@ def _beside_torch(function: str, arguments: dict[str, Any], repetitions: int) ->
     )
 
 
+def _variants(arguments: dict[str, Any], repetitions: int, **changes: dict[str, Any]) -> dict[str, Any]:
+    return _measured(
+        arguments,
+        **{
+            name: Contestant("speed_ours", "train_step", arguments | changed, repetitions)
+            for name, changed in {"ours": {}, **changes}.items()
+        },
+    )
+
+
 def _measured(arguments: dict[str, Any], **contestants: Contestant) -> dict[str, Any]:
     return {"arguments": arguments, "contestants": take_turns(contestants, _TURNS.value)}
 
@@ -168,6 +195,9 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "mean_teacher": mean_teacher,
     "ua_mt": ua_mt,
     "ua_mt_passes": ua_mt_passes,
+    **{f"precision_{shape}": lambda shape=shape: precision(shape) for shape in ("2x112x112x80", "cpu")},
+    "micro_batch": micro_batch,
+    "devices": devices,
     "semisam": semisam,
     "sam_modes": sam_modes,
     **{f"data_{setting}": lambda setting=setting: data(setting) for setting in ("cpu", "published")},

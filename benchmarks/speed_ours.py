@@ -268,20 +268,25 @@ def _config(
     filters: int = PRESETS["paper"]["filters"],
     normalisation: str = PRESETS["paper"]["normalisation"],
     dropout: float = PRESETS["paper"]["dropout"],
+    **more: Any,
 ) -> Config:
-    """The paper's settings (SGD) with these changed."""
+    """The paper's settings (SGD) with these and `more` changed."""
     changes = {
         "method": method, "batch_size": batch, "labeled_per_batch": labelled, "patch_size": tuple(size),
         "filters": filters, "normalisation": normalisation, "dropout": dropout, "uncertainty_passes": _PASSES,
     }  # fmt: skip
-    return Config(**(PRESETS["paper"] | changes))
+    return Config(**(PRESETS["paper"] | changes | more))
 
 
 def _training(method: str, **settings: Any) -> Training:
     """A run at step 0, without SAM; arguments as of `_config`."""
+    from semisam_tf.distribution.devices import devices_of
     from semisam_tf.training.state import Training
 
-    return Training.build(_config(method, **settings), 1, [], [], [])
+    config = _config(method, **settings)
+    devices = devices_of(config)
+    with devices.strategy.scope():
+        return Training.build(config, 1, [], [], [], replicas=devices.replicas)
 
 
 def _synthetic_batch(batch: int, size: tuple[int, ...], labelled: int, **_: Any) -> Batch:

@@ -21,6 +21,10 @@ WHO = {
     "torch": "PyTorch, as published",
     "torch_channels_last": "PyTorch, channels last",
     "torch_no_waste": "PyTorch, without the passes thrown away",
+    "bfloat16": "ours, `--precision=bfloat16`",
+    "micro_batch_1": "ours, `--micro_batch=1`",
+    "devices_2": "ours, `--devices=2`",
+    "devices_4": "ours, `--devices=4`",
 }
 
 

@@ -105,6 +105,20 @@ class Config:
     )
     largest_component: bool = option(False, "Predictions keep the largest connected component of each class.")
 
+    # Precision and memory
+    precision: str = option(
+        "float32",
+        "What networks compute in while they train; weights and losses stay float32. float16 scales the loss, as its "
+        "small gradients would be 0.",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    micro_batch: int = option(
+        0,
+        "Items of a batch that go through a network at a time; 0: all. Fewer take less memory and a forward pass more. "
+        "Losses are still of the whole batch; batch norm is of these items.",
+        unit="items",
+    )
+
     # Devices
     devices: int = option(
         1,
@@ -352,6 +366,7 @@ def validate(config: Config) -> None:
             len(config.coarse_spacing_mm) != 3 or any(s <= 0 for s in config.coarse_spacing_mm),
             "--coarse_spacing_mm: expected three values x,y,z above 0, as 8,8,8.",
         ),
+        (config.micro_batch < 0, "--micro_batch: expected at least 0."),
         (config.coarse_steps < 1, "--coarse_steps: expected at least 1."),
         (
             not 0 <= config.region_margin_mm < math.inf,

@@ -161,6 +161,10 @@ def _require_whole_shares(config: Config, replicas: int) -> None:
             f"{labelled} labelled of --batch_size={config.batch_size}; set --labeled_per_batch and --batch_size.",
         ),
         (
+            replicas > 1 and config.precision == "float16",
+            "--devices: several have not been tried with float16's scaled losses; choose --precision=bfloat16.",
+        ),
+        (
             replicas > 1 and config.method == "bidirectional_copy_paste",
             "--devices: bidirectional_copy_paste mixes the items of a batch, so one device takes them all.",
         ),

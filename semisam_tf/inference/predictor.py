@@ -31,8 +31,12 @@ OnWindow = Callable[[int, int], None]
 SEED_OFFSETS = {"student": 0, "teacher": 1, "second": 2**40, "discriminator": 2**40 + 1, "coarse": 2**40 + 2}
 
 
-def network_of(config: Config, channels: int, name: str) -> keras.Model:
-    """A fresh network of a run, weights drawn from the run's seed; `name`: "student", "teacher" or "second"."""
+def network_of(config: Config, channels: int, name: str, precision: str = "float32") -> keras.Model:
+    """A fresh network of a run, weights drawn from the run's seed; `name`: "student", "teacher" or "second".
+
+    Args:
+        precision: What it computes in; weights and logits are float32.
+    """
     return build_network(
         config.network,
         input_channels=channels,
@@ -43,6 +47,7 @@ def network_of(config: Config, channels: int, name: str) -> keras.Model:
         # The teacher's own initial weights are overwritten; what counts is that it drops other channels.
         seed=2 * config.seed + SEED_OFFSETS[name],
         name=name,
+        precision=precision,
     )
 
 

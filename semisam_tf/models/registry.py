@@ -17,19 +17,25 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {"vnet": build_vnet, "unet3d":
 RECORDED_PARAMETERS = {"vnet": 9_448_866, "unet3d": 5_884_050}
 
 
-def build_network(name: str, /, **kwargs: Any) -> keras.Model:
+def build_network(kind: str, /, precision: str = "float32", **kwargs: Any) -> keras.Model:
     """Builds a registered network.
 
     Args:
-        name: A key of `NETWORKS`.
+        kind: A key of `NETWORKS`.
+        precision: "float32", or what is computed in where weights and logits stay float32: "bfloat16", "float16".
         **kwargs: The builder's arguments: input_channels, n_classes, filters, normalisation, dropout, seed, name.
 
     Raises:
         ValueError: Unknown network, or an argument the builder refuses.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"Expected --network to be one of {sorted(NETWORKS)}. Received: network={name!r}.")
-    return NETWORKS[name](**kwargs)
+    if kind not in NETWORKS:
+        raise ValueError(f"Expected --network to be one of {sorted(NETWORKS)}. Received: network={kind!r}.")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        return NETWORKS[kind](**kwargs)
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def trainable_parameters(model: keras.Model) -> int:

@@ -67,6 +67,11 @@ def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
     """The optimiser that `config.optimizer` names."""
     # The names that Keras gives to the first of a process. A second one's would be others, and a checkpoint's names
     # are to be those of any process that goes on with it.
+    optimizer: keras.optimizers.Optimizer
     if config.optimizer == "sgd":
-        return MomentumL2(config.learning_rate, config.momentum, config.weight_decay, name="momentum_l2")
-    return AdamW(config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0, name="adam_w")
+        optimizer = MomentumL2(config.learning_rate, config.momentum, config.weight_decay, name="momentum_l2")
+    else:
+        optimizer = AdamW(config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=1.0, name="adam_w")
+    if config.precision == "float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+    return optimizer

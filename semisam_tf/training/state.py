@@ -61,8 +61,8 @@ class Training:
         Args:
             replicas: Devices of this process that share a batch, under the scope of their strategy.
         """
-        student, teacher = network_of(config, channels, "student"), network_of(config, channels, "teacher")
-        second = network_of(config, channels, "second") if config.method in USES_SECOND else None
+        student, teacher = (network_of(config, channels, name, config.precision) for name in ("student", "teacher"))
+        second = network_of(config, channels, "second", config.precision) if config.method in USES_SECOND else None
         copy_weights(teacher, student)
         optimizer = build_optimizer(config)
         sam: SamTeaching | StoredTargets | None = None

@@ -20,8 +20,8 @@ from semisam_tf.semi.frameworks import (
     USES_TEACHER,
     Discriminator,
     Inputs,
-    Student,
 )
+from semisam_tf.training.micro_batch import in_training
 
 # (shape of the images, step, index of the pass) -> noise added to the teacher's input.
 NoiseFn = Callable[[list[int], tf.Tensor, int], tf.Tensor]
@@ -83,10 +83,6 @@ def input_noise(seed: int, deviation: float) -> NoiseFn:
     return noise
 
 
-def _in_training(model: keras.Model) -> Student:
-    return lambda seen: model(seen, training=True)
-
-
 def _judging(model: keras.Model) -> Discriminator:
     return lambda probs, images, training: model([probs, images], training=training)
 
@@ -129,7 +125,7 @@ class TrainStep:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.second, self.adversary = second, adversary
         self.framework, self.seed = FRAMEWORKS[config.method], config.seed
-        self.passes = config.uncertainty_passes
+        self.passes, self.micro_batch = config.uncertainty_passes, config.micro_batch
         self.distance = losses.DISTANCES[config.consistency_distance]
         self.with_sam = config.sam_mode != "off"
         self.sam_distance = losses.SAM_DISTANCES[config.sam_loss]
@@ -201,8 +197,6 @@ class TrainStep:
         return [variable for model in students for variable in model.trainable_variables]
 
     def _inputs(self, images, labels, places, step, scalars):
-        second = self.second
-
         def noise(clean: tf.Tensor, index: int) -> tf.Tensor:
             # Of the batch, or of its unlabelled items: no framework shows the teacher anything else.
             left_out, count = images.shape[0] - clean.shape[0], replica_count()
@@ -211,19 +205,19 @@ class TrainStep:
 
         def teacher(clean: tf.Tensor, index: int | None) -> tf.Tensor:
             seen = clean if index is None else clean + noise(clean, index)
-            return tf.stop_gradient(self.teacher(seen, training=True))
+            return tf.stop_gradient(in_training(self.teacher, self.micro_batch)(seen))
 
         return Inputs(
             images,
             labels,
-            student=_in_training(self.student),
+            student=in_training(self.student, self.micro_batch),
             teacher=teacher,
             key=stream_key(self.seed, step, _STREAMS - 1),
             mixes_unlabelled=scalars["mixes_unlabelled"],
             entropy_threshold=scalars["entropy_threshold"],
             passes=self.passes,
             distance=self.distance,
-            second=None if second is None else lambda seen: second(seen, training=True),
+            second=None if self.second is None else in_training(self.second, self.micro_batch),
             discriminator=None if self.adversary is None else functools.partial(_discriminate, self.adversary),
         )
 
@@ -245,8 +239,9 @@ class TrainStep:
                 terms["sam"] = self.sam_distance(inputs.unlabelled_logits, *sam)
             students = {name: term for name, term in terms.items() if name != DISCRIMINATOR_TERM}
             total = tf.add_n([weights[name] * term for name, term in students.items()])
+            descended = self.optimizer.scale_loss(total)
         variables = self._trained()
-        gradients = averaged(tape.gradient(total, variables))
+        gradients = averaged(tape.gradient(descended, variables))
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         if self.adversary is not None:
             variables = self.adversary.network.trainable_variables
