@@ -45,7 +45,9 @@ def _joined(model: keras.Model, sizes: list[int]) -> Pass:
 
     @tf.custom_gradient
     def joined(images: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-        parts, found, logits = tf.split(images, sizes), [], []
+        parts = tf.split(images, sizes)
+        found: list[list[tf.Tensor]] = []
+        logits: list[tf.Tensor] = []
         for part in parts:
             found.append([tf.identity(state.value) for state in states])
             with tf.control_dependencies(logits[-1:]):
