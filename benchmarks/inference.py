@@ -62,6 +62,7 @@ class Procedure:
         stride_in_mm: The published stride is scaled to the training grid.
         own_grid: The scan is not resampled, and windows are the published 112 x 112 x 80.
         tta: Averages over the flips that the run was trained with; it must have been.
+        whole_scan: One window as large as the scan, its last voxels repeated: `predict --whole_scan`.
     """
 
     overlap: float | None = 0.75
@@ -71,6 +72,7 @@ class Procedure:
     stride_in_mm: bool = False
     own_grid: bool = False
     tta: bool = False
+    whole_scan: bool = False
 
 
 PROCEDURES = {
@@ -87,10 +89,11 @@ PROCEDURES = {
     "batch_4": Procedure(window_batch=4),
     "tta": Procedure(tta=True),
     "scan_window": Procedure(overlap=0.0, scan_window=True),
+    "whole_scan": Procedure(whole_scan=True),
 }
 
-# Neither of the others is for every run: see `published_full` above and `Procedure.tta`.
-DEFAULT_PROCEDURES = [name for name in PROCEDURES if name not in ("published_full", "tta")]
+# None of the others is for every run: see `published_full` above, `Procedure.tta` and `Procedure.whole_scan`.
+DEFAULT_PROCEDURES = [name for name in PROCEDURES if name not in ("published_full", "tta", "whole_scan")]
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the labelled scans.")
@@ -144,8 +147,13 @@ def install(predictor: Any, procedure: Procedure) -> list[int]:
         windows[-1] += len(images)
         return forward(images)
 
+    of_predictor = predictor.probs
+
     def probs(image: np.ndarray, on_window: Any = None) -> np.ndarray:
         windows.append(0)
+        if procedure.whole_scan:
+            predictor.crop_probs = counted
+            return of_predictor(image)
         if procedure.overlap is None:
             stride = PUBLISHED_STRIDE_VOX
             if procedure.stride_in_mm and spacing_mm is not None:
@@ -186,7 +194,7 @@ def measure(name: str, workdir: str, data_dir: str, cases: list[str], timed: int
     from semisam_tf.inference.run_folder import read_run, run_id_of
 
     procedure = PROCEDURES[name]
-    predictor, which = load_predictor(Path(workdir), tta=procedure.tta)
+    predictor, which = load_predictor(Path(workdir), tta=procedure.tta, whole_scan=procedure.whole_scan)
     config = predictor.config
     windows = install(predictor, procedure)
 

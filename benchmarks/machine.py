@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import resource
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +26,24 @@ def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
         "load_average": os.getloadavg()[2],
         "load_average_1_minute": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: version for name in packages if (version := _version(name))},
+        **({"gpus": gpus} if (gpus := _gpus()) else {}),
     }
+
+
+def _version(package: str) -> str:
+    """Empty where it is not installed, as of the two flavours one is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False).stdout.split("\n")[:-1]
 
 
 class OtherWork:

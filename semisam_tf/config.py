@@ -115,7 +115,7 @@ class Config:
     micro_batch: int = option(
         0,
         "Items of a batch that go through a network at a time; 0: all. Fewer take less memory and a forward pass more. "
-        "Losses are still of the whole batch; batch norm is of these items.",
+        "Losses are still of the whole batch; batch norm is of these items. An adversary takes the batch as it is.",
         unit="items",
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semisam_tf.config import SAM_DEVICE_FLAGS
 from semisam_tf.options import OptionError, option, run_command
-from semisam_tf.shards import parse_shard
+from semisam_tf.shards import locked_for, parse_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
 
     from semisam_tf.data.splits import read_cases
     from semisam_tf.inference.run_folder import read_run, unlabelled_cases
-    from semisam_tf.training.pseudolabels import has_nifti, write_nifti
+    from semisam_tf.training.pseudolabels import write_nifti
     from semisam_tf.training.rounds import make_targets
 
     run = read_run(Path(config.workdir))
@@ -85,8 +85,8 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
         settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model, shard=shard
     )
     if config.nifti:
-        for case_id in cases:
-            if not has_nifti(folder, case_id):
+        with locked_for(folder, "folder of targets", shard):
+            for case_id in cases:
                 write_nifti(settings, folder, case_id)
     logging.info("Targets of %d scans in %s%s.", len(cases), folder, f", shard {shard}" if shard else "")
     return 0

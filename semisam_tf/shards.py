@@ -55,7 +55,7 @@ def parse_shard(text: str) -> Shard | None:
 def locked_for(folder: Path, flag: str, shard: Shard | None) -> Iterator[None]:
     """Holds `folder` for this process alone; for a shard together with other shards, and its share alone.
 
-    Raises: As `atomic.locked`.
+    Raises: As `atomic.locked`; for a shard of other `of` than one at work, too.
     """
     if shard is None:
         with locked(folder, flag):
@@ -63,4 +63,8 @@ def locked_for(folder: Path, flag: str, shard: Shard | None) -> Iterator[None]:
         return
     own = f".lock_{shard.number}_of_{shard.of}"
     with locked(folder, flag, shared=True), locked(folder, "--shard", name=own):
+        for other in sorted(folder.glob(".lock_*_of_*")):
+            if not other.name.endswith(f"_of_{shard.of}"):
+                with locked(folder, "--shard, as one of another number of shards,", name=other.name):
+                    pass
         yield

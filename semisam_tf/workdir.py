@@ -9,6 +9,8 @@ METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 # Folder of the rounds of self-training before the last, a run each: rounds/1, rounds/2, ...
 ROUNDS_FOLDER = "rounds"
+# Of the processes that are not the chief, a folder each for what they write for themselves: workers/1, ...
+WORKERS_FOLDER = "workers"
 # What report.html draws of scored cases (from evaluate) and of SAM's targets (from training).
 SCORED_OVERLAYS_FILE = "overlays/scored.json"
 SAM_OVERLAYS_FILE = "overlays/sam.json"

@@ -46,6 +46,12 @@ class StoredVolume(Volume):
     shape: tuple[int, ...]
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Voxels along X, Y, Z, without a look into the file."""
+        x, y, z = self.shape[:3]
+        return x, y, z
+
+    @property
     def image(self) -> np.ndarray:
         """float32 [X, Y, Z, C].
 
@@ -82,14 +88,22 @@ class ScanCache:
         """
         shape = (*preprocessing.training_size(volume.size, volume.spacing_mm), volume.image.shape[-1])
         key = _key(volume, preprocessing)
-        readable = re.sub(r"[^A-Za-z0-9._-]", "_", volume.case_id)[:80]
-        path = self.folder / f"{readable}-{key[:16]}.scan"
+        path = self.folder / f"{_readable(volume.case_id)}-{key[:16]}.scan"
         fault = _fault(path, key, shape)
         if fault and path.exists():
             logging.warning("Expected this scan in the training grid; making it again. Received: %s: %s.", path, fault)
         if fault:
             _write(path, key, preprocessing.training_image(volume))
         return StoredVolume(preprocessing.on_training_grid(volume, _mapped(path, shape), n_classes), path)
+
+
+def kept_bytes(folder: str | os.PathLike[str], case_id: str) -> int:
+    """What a folder holds of a case, made by whatever settings; 0 where there is no such folder."""
+    return sum(path.stat().st_size for path in Path(folder).glob(f"{_readable(case_id)}-{'[0-9a-f]' * 16}.scan"))
+
+
+def _readable(case_id: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", case_id)[:80]
 
 
 def _key(volume: Volume, preprocessing: Preprocessing) -> str:

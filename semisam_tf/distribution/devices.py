@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,10 @@ from absl import logging
 
 from semisam_tf.config import Config
 from semisam_tf.options import OptionError
+from semisam_tf.workdir import WORKERS_FOLDER
 
 # What tf.distribute, and every scheduler that starts TensorFlow on several machines, tells a process of the others by.
 CLUSTER = "TF_CONFIG"
-# Of a worker that is not the chief: what it writes for itself.
-WORKERS_FOLDER = "workers"
 _OTHERS_GONE = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -70,44 +69,53 @@ class Devices:
             return config
         return dataclasses.replace(config, workdir=str(Path(config.workdir) / WORKERS_FOLDER / str(self.worker)))
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """What TensorFlow raises where another process is gone becomes a RuntimeError that says what to do."""
-        try:
-            yield
-        except _OTHERS_GONE as error:
-            if self.workers == 1:
-                raise
-            raise RuntimeError(
-                f"This run lost another process of its {self.workers}. Start all of them again with the same command: "
-                f"they go on from the last checkpoint. TensorFlow: {str(error).splitlines()[0]}"
-            ) from error
+    def require_agreement(self, what: str, values: Mapping[str, object]) -> None:
+        """Raises RuntimeError unless every process has the same `values`, of JSON, by the same names.
 
-    def require_agreement(self, what: str, value: object) -> None:
-        """Raises RuntimeError unless every process has the same `value`, of JSON: other settings, another checkpoint.
-
-        All processes have to call it.
+        All processes have to call it, and each waits for the others.
         """
         if self.workers == 1:
             return
-        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-        number = int.from_bytes(digest[:3], "big")
+        names = sorted(values)
+        numbers = tf.constant([_number(values[name]) for name in names], tf.float64)
 
         @tf.function
-        def spread(number: tf.Tensor) -> tf.Tensor:
+        def spread(numbers: tf.Tensor) -> tf.Tensor:
             def squares() -> tf.Tensor:
                 context = tf.distribute.get_replica_context()
-                here = tf.identity(number)  # on the replica's device, where it is looked for
+                here = tf.identity(numbers)  # on the replica's device, where it is looked for
                 mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, here)
                 return context.all_reduce(tf.distribute.ReduceOp.SUM, (here - mean) ** 2)
 
             return self.strategy.experimental_local_results(self.strategy.run(squares))[0]
 
-        if float(spread(tf.constant(number, tf.float64))) > 0:
+        differing = [name for name, square in zip(names, spread(numbers).numpy(), strict=True) if square > 0]
+        if differing:
+            here = "; ".join(f"{name}: {str(values[name])[:100]}" for name in differing)
             raise RuntimeError(
                 f"Expected the same {what} in all {self.workers} processes: the same command, the same data and one "
-                f"--workdir that all of them see. Received here: {str(value)[:300]}."
+                f"--workdir that all of them see. Received here, and something else elsewhere: {here}."
             )
+
+
+def _number(value: object) -> int:
+    """A whole number that float64 holds exactly, hardly ever the same for two values."""
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:3], "big")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What TensorFlow raises where another process is gone becomes a RuntimeError that says what to do."""
+    try:
+        yield
+    except _OTHERS_GONE as error:
+        if cluster_size() == 1:
+            raise
+        raise RuntimeError(
+            f"This run lost another process of its {cluster_size()}, whose own message says why. Start all of them "
+            f"again with the same command: they go on from the last checkpoint. TensorFlow: {str(error)[:200]}"
+        ) from error
 
 
 def devices_of(config: Config) -> Devices:
@@ -118,7 +126,7 @@ def devices_of(config: Config) -> Devices:
     Raises:
         OptionError: There are fewer devices, or a replica would be left without an item.
     """
-    _require_whole_shares(config, config.devices * cluster_size())
+    require_shares(config)
     if cluster_size() == 1 and config.devices == 1:
         return Devices(tf.distribute.get_strategy())
     strategy = _strategy_on(config.devices)
@@ -152,8 +160,9 @@ def cluster_size() -> int:
     return len(cluster["worker"])
 
 
-def _require_whole_shares(config: Config, replicas: int) -> None:
-    labelled = config.labelled_items()
+def require_shares(config: Config) -> None:
+    """Raises OptionError where the devices of a run cannot share its work."""
+    replicas, labelled = config.devices * cluster_size(), config.labelled_items()
     rules = [
         (
             labelled % replicas or (config.batch_size - labelled) % replicas,

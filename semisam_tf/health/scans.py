@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from semisam_tf.config import Config
 from semisam_tf.data.label_access import LabelAccess
 from semisam_tf.data.preprocess import preprocessing_of
+from semisam_tf.data.scan_cache import kept_bytes
 from semisam_tf.data.splits import Split
 from semisam_tf.data.volumes import find_case, has_label, load_volume
 from semisam_tf.findings import FAIL, OK, WARN, Finding
@@ -115,7 +115,7 @@ def check_scan_cache(config: Config, facts: Sequence[ScanFacts]) -> Finding:
     """Whether the training scans fit on the disk in the training grid; a coarse-to-fine run keeps their regions."""
     folder = config.scan_cache_dir
     needed = sum(fact.grid_bytes for fact in facts)
-    there = sum(path.stat().st_size for path in Path(folder).glob("[!.]*.scan")) if Path(folder).is_dir() else 0
+    there = sum(min(fact.grid_bytes, kept_bytes(folder, fact.case_id)) for fact in facts)
     what = f"at most {gib(needed)} for {len(facts)} scans, {gib(there)} is there"
     return check_folder("scan cache", folder, max(0, needed - there), what, "--scan_cache_dir")
 

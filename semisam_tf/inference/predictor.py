@@ -21,7 +21,8 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.evaluation import largest_component
 from semisam_tf.inference.region import Locator, Region
 from semisam_tf.inference.run_folder import REMEDY, read_result, read_run
-from semisam_tf.inference.sliding_window import predict_probs
+from semisam_tf.inference.sliding_window import predict_probs, predict_whole
+from semisam_tf.models.folding import folded_into
 from semisam_tf.models.registry import build_network
 
 # Told how many windows are done, and of how many.
@@ -85,6 +86,7 @@ class Predictor:
             choice of them to mirror.
         window_batch: Windows in one call of the network.
         blend: "gaussian" trusts the middle of a window most; "uniform" is the plain mean.
+        whole_scan: Windows are as large as the scan (`predict_whole`), whatever `overlap` and `blend` say.
         coarse_model: The coarse network of a coarse-to-fine run. Without it such a run predicts crops and scans in the
             training grid (`crop_probs`, `probs`), but no scan as loaded.
     """
@@ -99,9 +101,10 @@ class Predictor:
         flips: str = "",
         window_batch: int = 1,
         blend: str = WINDOW_BLEND,
+        whole_scan: bool = False,
         coarse_model: keras.Model | None = None,
     ) -> None:
-        self.config, self.overlap, self.orientation = config, overlap, orientation
+        self.config, self.overlap, self.orientation, self.whole_scan = config, overlap, orientation, whole_scan
         self.window_batch, self.blend = window_batch, blend
         axes = ["Bxyz".index(axis) for axis in flips]  # of [B, x, y, z, C]
         self._mirrored = [
@@ -110,8 +113,10 @@ class Predictor:
         self.preprocessing = preprocessing_of(config)
         self.locator = None if coarse_model is None else Locator(config, coarse_model)
         self.channels = model.input_shape[-1]
-        # Traced once per batch size: instance normalisation is faster where the size is known.
-        self._forward = tf.function(lambda x: tf.nn.softmax(model(x, training=False)))
+        # Traced once per batch size: instance normalisation is faster where the size is known. Whole scans are all of
+        # other sizes, and tracing takes longer than predicting one.
+        any_size = [tf.TensorSpec([None, None, None, None, self.channels])] if whole_scan else None
+        self._forward = tf.function(lambda x: tf.nn.softmax(model(x, training=False)), input_signature=any_size)
 
     def crop_probs(self, images: np.ndarray) -> np.ndarray:
         """Softmax of crops [B, *patch_size, C] -> [B, *patch_size, K] float32."""
@@ -123,6 +128,8 @@ class Predictor:
 
     def probs(self, image: np.ndarray, on_window: OnWindow | None = None) -> np.ndarray:
         """Softmax of a scan in the training grid, normalised, [x, y, z, C] -> [x, y, z, K] float32."""
+        if self.whole_scan:
+            return predict_whole(self.crop_probs, image, on_window=on_window)
         return predict_probs(
             self.crop_probs,
             image,
@@ -222,8 +229,22 @@ def chosen_model(config: Config, wanted: str = "auto") -> str:
     return "teacher"
 
 
+def require_local(config: Config) -> None:
+    """Raises ValueError unless the run's network says the same of a voxel however large its window is."""
+    if config.normalisation not in ("batch", "none"):
+        raise ValueError(
+            "--whole_scan: expected a run trained with --normalisation=batch or none. Received: "
+            f"--normalisation={config.normalisation}, whose statistics are those of a whole window: in a larger one "
+            "than it was trained on the network is worse."
+        )
+
+
 def load_network(workdir: Path, record: dict[str, Any], which: str) -> keras.Model:
-    """The network of a run with its trained weights: `record` from `read_run`, `which` "student", "teacher", "coarse".
+    """The network of a run with its trained weights, to predict with: batch norm is taken into the convolutions.
+
+    Args:
+        record: From `read_run`.
+        which: "student", "teacher" or "coarse".
 
     Raises:
         ValueError: The weights are missing, damaged, or of another network.
@@ -234,7 +255,10 @@ def load_network(workdir: Path, record: dict[str, Any], which: str) -> keras.Mod
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"Expected the weights of the run in {path}. Received: {reason}. {REMEDY}") from error
-    return model
+    if record["config"].normalisation != "batch":
+        return model
+    plain = dataclasses.replace(record["config"], normalisation="none")
+    return folded_into(network_of(plain, record["channels"], which), model)
 
 
 def load_coarse_network(workdir: Path, record: dict[str, Any]) -> keras.Model | None:
@@ -250,17 +274,22 @@ def load_predictor(
     tta: bool = False,
     window_batch: int = 1,
     blend: str = WINDOW_BLEND,
+    whole_scan: bool = False,
 ) -> tuple[Predictor, str]:
     """The finished run of `workdir` as a Predictor, and which weights it uses ("student" or "teacher").
 
     Args:
         tta: Averages over the flips that training made; a network that saw none is wrong about mirrored scans.
+        whole_scan: See `Predictor`.
 
     Raises:
         FileNotFoundError: No run there, or it is not finished.
-        ValueError: `tta` of a run that was trained without flips; a file of the run is damaged.
+        ValueError: `tta` of a run that was trained without flips; `whole_scan` of one whose network looks at all of a
+            window; a file of the run is damaged.
     """
     record = read_run(workdir)
+    if whole_scan:
+        require_local(record["config"])
     flips = flips_of(record["config"]) if tta else ""
     if tta and not flips:
         raise ValueError(
@@ -280,6 +309,7 @@ def load_predictor(
         flips=flips,
         window_batch=window_batch,
         blend=blend,
+        whole_scan=whole_scan,
         coarse_model=load_coarse_network(workdir, record),
     )
     return predictor, which

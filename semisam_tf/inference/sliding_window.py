@@ -9,6 +9,12 @@ import numpy as np
 from semisam_tf import geometry
 from semisam_tf.config import WINDOW_BLEND, WINDOW_BLENDS, WINDOW_OVERLAP
 
+# The networks halve a window four times.
+STRIDE = 16
+# See `predict_whole`.
+WHOLE_SCAN_MOST = 256
+WHOLE_SCAN_OVERLAP = 0.25
+
 # Image windows float32 [B, x, y, z, C] -> class probabilities float32 [B, x, y, z, K].
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -72,6 +78,33 @@ def predict_probs(
         raise RuntimeError(f"No window was placed on an image of shape {padded.shape}.")
     total /= weight_sum  # in place: the largest array of all
     return np.ascontiguousarray(total[undo[:3]])
+
+
+def predict_whole(
+    predict: Predict,
+    image: np.ndarray,
+    most: int = WHOLE_SCAN_MOST,
+    on_window: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The probabilities of one window as large as the scan.
+
+    Only for networks that say the same of a voxel however large the window is: instance and group norm do not.
+
+    Args:
+        predict: The network, on windows of any size that it takes: multiples of 16 voxels.
+        image: float32 [X, Y, Z, C], normalised. Its last voxels are repeated up to such a size: zeros, or room at both
+            ends, cost up to a point of Dice where they were tried.
+        most: Longest side of a window, which bounds the memory. Longer scans take several, overlapping by a quarter.
+        on_window: Told after each window how many are done, and of how many.
+
+    Returns:
+        float32 [X, Y, Z, K].
+    """
+    size = image.shape[:3]
+    padded = np.pad(np.asarray(image, np.float32), [*((0, -n % STRIDE) for n in size), (0, 0)], mode="edge")
+    window = [min(n, most) for n in padded.shape[:3]]
+    probs = predict_probs(predict, padded, window, WHOLE_SCAN_OVERLAP, "uniform", on_window=on_window)
+    return np.ascontiguousarray(probs[tuple(slice(n) for n in size)])
 
 
 def _place(start: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:

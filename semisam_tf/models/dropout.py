@@ -39,18 +39,26 @@ class SeededDropout(keras.layers.Layer):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not training or not self.rate:
             return x
-        if not self.whole_channels:
-            return keras.random.dropout(x, self.rate, seed=self.seed_generator)
         shape = tf.shape(x)
+        if not self.whole_channels:
+            if replica_count() == 1:
+                return keras.random.dropout(x, self.rate, seed=self.seed_generator)
+            kept = self._drawn(shape) >= self.rate
+            return x * tf.cast(kept, x.dtype) / tf.cast(1 - self.rate, x.dtype)
         batch, channels = shape[0], shape[4]
-        # Replicas share the state; each takes other rows of one draw.
-        drawn = keras.random.uniform((replica_count() * batch, channels), seed=self.seed_generator)
-        kept = drawn[replica_index() * batch :][:batch] >= self.rate
+        kept = self._drawn((batch, channels)) >= self.rate
         scale = tf.cast(kept, x.dtype) / tf.cast(1 - self.rate, x.dtype)
         # Whole lines along Z at once: broadcasting over rows of C values alone is slower.
         lines = tf.reshape(x, tf.stack([batch, -1, shape[3] * channels]))
         lines *= tf.tile(scale[:, None, :], [1, 1, shape[3]])
         return tf.ensure_shape(tf.reshape(lines, shape), x.shape)
+
+    def _drawn(self, shape: tf.Tensor | tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """Uniform in [0, 1); of several replicas, whose states are alike, each draws something else."""
+        if replica_count() == 1:
+            return keras.random.uniform(shape, seed=self.seed_generator)
+        key = tf.cast(self.seed_generator.next(), tf.int32)
+        return tf.random.stateless_uniform(shape, key + tf.stack([tf.cast(replica_index(), tf.int32), 0]))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape

@@ -69,8 +69,9 @@ class TorchBatchNormalization(keras.layers.Layer):
         channels = (input_shape[-1],)
         self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros", autocast=False)
-        # Each replica of a distribution strategy writes the same; "mean" is how they agree on it.
-        running: dict[str, Any] = {"shape": channels, "trainable": False, "autocast": False, "aggregation": "mean"}
+        running: dict[str, Any] = {"shape": channels, "trainable": False, "autocast": False}
+        # All replicas write the same.
+        running["aggregation"] = "only_first_replica"
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **running)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **running)
 

@@ -12,6 +12,7 @@ get an error instead.)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -242,7 +243,9 @@ def _status(path: Path) -> os.stat_result | None:
 
 def _touch(path: Path) -> None:
     """Notes that a file is used: file systems are often mounted so that they do not."""
-    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    # Of somebody else's file in a shared folder the times are not ours to set: it is then as old as its owner's use.
+    with contextlib.suppress(PermissionError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _data_offset(views: int) -> int:

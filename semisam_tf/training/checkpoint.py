@@ -66,10 +66,11 @@ def save(folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], keep
     return path
 
 
-def load_latest(folder: Path) -> tuple[int, Arrays, dict[str, Any]] | None:
+def load_latest(folder: Path, sets_aside: bool = True) -> tuple[int, Arrays, dict[str, Any]] | None:
     """The newest checkpoint that is not damaged as (step, arrays, state), or None if there is none at all.
 
-    Damaged ones are passed over with a warning and renamed to `<name>.damaged`, so that nothing counts on them.
+    Damaged ones are passed over with a warning and renamed to `<name>.damaged`, so that nothing counts on them; with
+    `sets_aside` off, for a process whose folder it is not, they are only passed over.
 
     Raises:
         ValueError: All are damaged; the message says what to remove.
@@ -81,7 +82,7 @@ def load_latest(folder: Path) -> tuple[int, Arrays, dict[str, Any]] | None:
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             damaged[path] = str(error)
             continue
-        for passed_over, reason in damaged.items():
+        for passed_over, reason in damaged.items() if sets_aside else ():
             kept = passed_over.rename(passed_over.with_name(f"{passed_over.name}.damaged"))
             logging.warning("Going on from %s, since %s is damaged (%s); kept as %s.", path, passed_over, reason, kept)
         return int(_NAME.search(path.name).group(1)), arrays, state  # type: ignore[union-attr]

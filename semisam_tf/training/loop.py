@@ -177,14 +177,16 @@ def train_once(config: Config) -> dict[str, Any]:
             raise OptionError(f"--sam_channel: expected less than the scans' {channels} channels.")
         if coarse is None:
             _write_record(config, facts, [*labelled, *unlabelled], ledger)
-        devices.require_agreement("scans", facts["scans"])
-        with devices.strategy.scope(), devices.together():
+        devices.require_agreement("data", facts)
+        with devices.strategy.scope():
             training = Training.build(config, channels, labelled, unlabelled, sessions, oracle, devices.replicas)
             training.restore(None if devices.is_chief else chief_workdir)
-            devices.require_agreement("checkpoint", training.step)
+            devices.require_agreement("checkpoint", {"step": training.step})
             stream = stream_of(config, labelled, unlabelled, devices.share(config.batch_size, config.labelled_items()))
             if not devices.is_chief:
                 _run(training, stream, writes=False)
+                # Not before the chief has written what all worked for: a scheduler starts nobody again who is done.
+                devices.require_agreement("end", {"step": training.step})
                 return training.result()
             training.require_room()
             report = LiveReport(training)
@@ -193,6 +195,7 @@ def train_once(config: Config) -> dict[str, Any]:
             report.write_last()
             result = _finish(training, ledger, {} if coarse is None else {"coarse": coarse.result()})
             report.write_last()
+            devices.require_agreement("end", {"step": training.step})
             return result
 
 

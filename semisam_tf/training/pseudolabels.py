@@ -196,7 +196,14 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
     """Draws a target in its scan's own grid: `<case>.nii.gz`, the mask, and `<case>_trust.nii.gz`.
 
     The trust is how sure the target is of its class, from 0 (no surer than chance) to 1, times its weight.
+
+    A file that is newer than the target stays: it has been drawn, and a mask may have been corrected since.
     """
+    made_ns = target_path(folder, case_id).stat().st_mtime_ns
+    mask_path, trust_path = (folder / f"{case_id}{ending}" for ending in _NIFTI)
+    missing = [path for path in (mask_path, trust_path) if not path.is_file() or path.stat().st_mtime_ns < made_ns]
+    if not missing:
+        return
     scan = load_volume(
         find_case(config.data_dir, case_id), with_label=False, default_spacing_mm=config.default_spacing_mm or None
     )
@@ -210,17 +217,11 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
     trust = sure * target.weight.astype(np.float32) / LEVELS
     own = preprocessing.probs_to_own_grid(np.concatenate([probs, trust[..., None]], axis=-1), region.size)
     mask = region.paste(own[..., :-1].argmax(axis=-1).astype(np.uint8), scan.size)
-    mask_path, trust_path = (folder / f"{case_id}{ending}" for ending in _NIFTI)
-    save_mask(mask_path, mask, scan)
-    # Nothing is said around the region, so it is trusted as little as where SAM and network disagree.
-    write_image(trust_path, region.paste(own[..., -1], scan.size), scan.spacing_mm, scan.affine)
-
-
-def has_nifti(folder: Path, case_id: str) -> bool:
-    """Whether `write_nifti` has drawn a target as it is now. A mask that was corrected since is newer, and stays."""
-    made_ns = target_path(folder, case_id).stat().st_mtime_ns
-    drawn = [folder / f"{case_id}{ending}" for ending in _NIFTI]
-    return all(path.is_file() and path.stat().st_mtime_ns >= made_ns for path in drawn)
+    if mask_path in missing:
+        save_mask(mask_path, mask, scan)
+    if trust_path in missing:
+        # Nothing is said around the region, so it is trusted as little as where SAM and network disagree.
+        write_image(trust_path, region.paste(own[..., -1], scan.size), scan.spacing_mm, scan.affine)
 
 
 class StoredTargets:

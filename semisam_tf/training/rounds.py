@@ -18,6 +18,7 @@ from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume, find_case
+from semisam_tf.distribution.devices import require_shares, together
 from semisam_tf.inference.label_audit import labels_behind
 from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.inference.run_folder import read_run, run_id_of
@@ -48,6 +49,12 @@ def train(config: Config) -> dict[str, Any]:
     Returns, raises: As `train_once` of the last round.
     """
     validate(config)
+    require_shares(config)
+    with together():
+        return _train(config)
+
+
+def _train(config: Config) -> dict[str, Any]:
     if config.rounds > 1:
         _refuse_what_would_fail_later(config)
     targets_dir = config.targets_dir

@@ -119,7 +119,8 @@ class Training:
         Raises:
             ValueError: All are damaged, or of another network.
         """
-        found = checkpoint.load_latest((workdir or Path(self.config.workdir)) / "checkpoints")
+        folder = (workdir or Path(self.config.workdir)) / "checkpoints"
+        found = checkpoint.load_latest(folder, sets_aside=workdir is None)
         if found is None:
             return
         self.step, arrays, state = found

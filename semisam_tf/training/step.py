@@ -185,12 +185,15 @@ class TrainStep:
         ):
             rows = np.concatenate([labelled, unlabelled])
             parts.append([images[rows], labels[labelled], places[rows], *(array[unlabelled - first] for array in sam)])
-        return [
-            self.strategy.experimental_distribute_values_from_function(
-                lambda context, kind=kind: tf.convert_to_tensor(parts[context.replica_id_in_sync_group % here][kind])
-            )
-            for kind in range(len(parts[0]))
-        ]
+        devices = self.strategy.extended.worker_devices
+
+        def of_replica(context: tf.distribute.ReplicaContext, kind: int) -> tf.Tensor:
+            number = context.replica_id_in_sync_group % here
+            with tf.device(devices[number]):
+                return tf.convert_to_tensor(parts[number][kind])
+
+        distributed = self.strategy.experimental_distribute_values_from_function
+        return [distributed(functools.partial(of_replica, kind=kind)) for kind in range(len(parts[0]))]
 
     def _trained(self) -> list[keras.Variable]:
         students = [self.student] if self.second is None else [self.student, self.second]

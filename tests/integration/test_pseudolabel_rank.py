@@ -82,6 +82,10 @@ def test_shards_make_what_one_call_makes(tiny_run, tiny_sam, tmp_path, capsys):
     after = {path: path.stat().st_mtime_ns for path in shared.glob("case*")}
     assert {path.name for path in after if there.get(path) != after[path]} == {"case3.nii.gz", "case3_trust.nii.gz"}
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(shared / "case1.nii.gz"))).any()
+    # Nor does it go with its trust.
+    (shared / "case1_trust.nii.gz").unlink()
+    assert pseudolabel.main(words) == 0
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(shared / "case1.nii.gz"))).any()
     (shared / "case1.nii.gz").unlink()
     assert pseudolabel.main(words) == 0
     names = [path.name for path in sorted((tmp_path / "alone").iterdir()) if path.is_file() and path.name[0] != "."]

@@ -57,3 +57,14 @@ def test_shards_share_a_folder_and_nobody_else_does(tmp_path):
             pass
     with locked_for(tmp_path, "--output", Shard(1, 2)):
         pass
+
+
+def test_a_shard_of_another_number_of_shards_is_refused(tmp_path):
+    with (
+        locked_for(tmp_path, "--output", Shard(1, 2)),
+        pytest.raises(RuntimeError, match="another number of shards"),
+        locked_for(tmp_path, "--output", Shard(1, 3)),
+    ):
+        pass
+    with locked_for(tmp_path, "--output", Shard(1, 3)):
+        pass

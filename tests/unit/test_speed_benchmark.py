@@ -134,7 +134,14 @@ def test_goals_are_met_and_missed_on_either_side(speed, tmp_path):
                 "torch": contestant(100.0, sam=[47.0]),
             }
         },
-        data_cpu={"wait_share": 0.031, "batches_per_s": 4.0, "steps": 120, "step_s": 0.5, "scans": "LA"},
+        data_cpu={
+            "wait_share": 0.031,
+            "batches_per_s": 4.0,
+            "steps": 120,
+            "step_s": 0.5,
+            "ready_step_s": 0.4,
+            "scans": "LA",
+        },
     )
     goals = {
         line.split(" | ")[0].lstrip("| "): line.rstrip(" |").split(" | ")[2:] for line in speed.table().split("\n")
@@ -142,6 +149,8 @@ def test_goals_are_met_and_missed_on_either_side(speed, tmp_path):
     assert goals["forward pass, cpu, of the speed of matrix products"] == ["60%", "**missed**"]
     assert goals["forward pass, 4x112x112x80, of the speed of matrix products"] == ["70%", "met"]
     assert goals["mean teacher's step, 4 x 112x112x80, to PyTorch's as published"] == ["0.26", "**missed**"]
+    # Left out of this run.
+    assert goals["the same, to PyTorch's without the passes thrown away and with channels last"][0] == "-"
     assert goals["its peak memory, to PyTorch's as published"] == ["0.75", "met"]
     assert goals["UA-MT's eight teacher passes, to one forward pass"] == ["8.30", "**missed**"]
     assert goals["iteration of SemiSAM, 4 x 128^3, times as fast as published"] == ["7.0", "met"]
@@ -151,6 +160,7 @@ def test_goals_are_met_and_missed_on_either_side(speed, tmp_path):
     assert rest[2:] == [
         "| batches a second, cpu preset, nothing beside (LA) | 4.00 |",
         "| wait for data, cpu preset, of 120 steps of 0.50 s | 3.1% |",
+        "| the same step on a batch that is ready, s | 0.40 |",
     ]
 
 
@@ -167,7 +177,7 @@ def test_the_modes_of_sam_count_a_targets_share(speed, tmp_path):
     goals, _, table, _ = speed.table().split("\n\n")
     assert table.splitlines()[2:] == [
         "| off | 1.00 (1.00 to 1.00) | 2 | 1.00 |",
-        "| cached | 1.10 (1.10 to 3.10) | 3 | 1.18 at a target every 50 visits |",
+        "| cached | 1.10 without a target, 2.00 for each | 3 | 1.18 at a target every 50 visits |",
         "| offline | 1.10 (1.00 to 1.20) | 2 | 1.10 |",
         "| online | skipped: over 300 s to warm up | 0 | - |",
     ]
@@ -204,7 +214,8 @@ def test_a_row_beside_other_programs_has_a_star(speed, tmp_path):
     passes = {"contestants": {"ours": {"seconds": {"eight": [8.0], "one": [1.0]}, "peak_rss_bytes": 10**9}}}
     write(tmp_path, other_cores=0.3, ua_mt_passes=passes)
     goals, beside, *_ = speed.table().split("\n\n")
-    assert "| UA-MT's eight teacher passes, to one forward pass | at most 8.20 | 8.00* | met |" in goals
+    (line,) = [line for line in goals.splitlines() if "eight teacher passes" in line]
+    assert line.endswith("| at most 8.20 | 8.00 | not measured on a quiet machine |")
     assert beside.splitlines()[2].startswith("| ua_mt_passes* | ours | 9.00 ")
 
 

@@ -109,5 +109,12 @@ def test_scans_kept_on_disk_are_counted_against_the_disk(run, tmp_path, monkeypa
     assert finding.status == FAIL
     assert "--scan_cache_dir" in finding.fix
     (tmp_path / "scans").mkdir()
-    (tmp_path / "scans" / "a-0.scan").write_bytes(b"x" * needed)
-    assert check_scan_cache(config, facts).status == OK
+    # Another cohort's, and more of one scan than it takes, make no room.
+    (tmp_path / "scans" / f"other-{'0' * 16}.scan").write_bytes(b"x" * needed)
+    (tmp_path / "scans" / f"a-2-{'0' * 16}.scan").write_bytes(b"x" * needed)
+    assert check_scan_cache(config, facts).status == FAIL
+    (tmp_path / "scans" / f"a-{'0' * 16}.scan").write_bytes(b"x" * needed)
+    free["bytes"] = needed // 2 - 1
+    assert check_scan_cache(config, facts).status == FAIL
+    free["bytes"] = needed // 2
+    assert check_scan_cache(config, facts).status != FAIL

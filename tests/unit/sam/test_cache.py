@@ -313,3 +313,15 @@ def test_a_file_that_goes_while_it_is_opened_is_made_again(tmp_path: Path, monke
     monkeypatch.setattr(os, "open", removed_first)
     assert EmbeddingCache(tmp_path).scan("a", "a" * 64, 4, LARGE).missing(range(4)) == [0, 1, 2, 3]
     assert path.exists()
+
+
+def test_somebody_elses_file_is_used_though_its_times_are_not_ours_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(EmbeddingCache(tmp_path), "a")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert EmbeddingCache(tmp_path).scan("a", "a" * 64, 4, LARGE).missing([0]) == []
