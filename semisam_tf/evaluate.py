@@ -34,6 +34,11 @@ class EvaluateConfig:
         "How overlapping windows are averaged: uniform is the plain mean, gaussian trusts the middle of a window most.",
         choices=WINDOW_BLENDS,
     )
+    whole_scan: bool = option(
+        False,
+        "The network sees the whole scan at once: faster. For runs with --normalisation=batch or none; --overlap and "
+        "--blend do not count then.",
+    )
     default_spacing_mm: tuple[float, ...] = option(
         (), "Voxel spacing x,y,z of files that store none. Empty: as in training.", unit="mm"
     )
@@ -77,7 +82,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from semisam_tf.inference.run_folder import read_result, read_run, run_id_of
 
     workdir = Path(config.workdir)
-    predictor, which = load_predictor(workdir, config.model, config.overlap, blend=config.blend)
+    predictor, which = load_predictor(
+        workdir, config.model, config.overlap, blend=config.blend, whole_scan=config.whole_scan
+    )
     case_ids = read_cases(config.cases)
     files = {case_id: find_case(config.data_dir, case_id) for case_id in case_ids}
     unlabelled = [case_id for case_id, found in files.items() if found.label is None]
@@ -156,7 +163,7 @@ def _refresh_report(
         other = {"teacher": "student", "student": "teacher"}[which]
         # predict and serving need one network's weights only; the other's may have been removed.
         if config.both_networks and (workdir / f"{other}.weights.h5").is_file():
-            second, _ = load_predictor(workdir, other, config.overlap, blend=config.blend)
+            second, _ = load_predictor(workdir, other, config.overlap, blend=config.blend, whole_scan=config.whole_scan)
             predictions[other] = {case_id: second.mask(load_image(case_id)) for case_id in drawn}
         if config.sam_pictures:
             predictions["sam"] = _sam_masks(workdir, predictor, drawn, load_image)

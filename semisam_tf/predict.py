@@ -55,6 +55,10 @@ class PredictConfig:
         choices=WINDOW_BLENDS,
     )
     fast: bool = option(False, f"The same as --overlap={FAST_OVERLAP}: fewer windows.")
+    whole_scan: bool = option(
+        False,
+        "The network sees the whole scan at once: faster than --fast. For runs with --normalisation=batch or none.",
+    )
     tta: bool = option(
         False,
         "Average each window's probabilities over its flips along the axes that training flipped: 4 times the time for "
@@ -75,6 +79,8 @@ def check(config: PredictConfig) -> float:
         raise OptionError(
             f"--fast is --overlap={FAST_OVERLAP}: give one of them. Received: --overlap={config.overlap}."
         )
+    if config.whole_scan and (config.fast or (config.overlap, config.blend) != (WINDOW_OVERLAP, WINDOW_BLEND)):
+        raise OptionError("--whole_scan has no windows to overlap: leave out --fast, --overlap and --blend.")
     if not 0 <= config.overlap < 1:
         raise OptionError(f"--overlap: expected a share from 0 to below 1. Received: {config.overlap}.")
     if config.summary and not config.summary.endswith((".json", ".csv")):
@@ -113,7 +119,9 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         preview=config.preview,
     )
     choose_device(config.device)
-    predictor, which = load_predictor(Path(config.model), config.which, overlap, tta=config.tta, blend=config.blend)
+    predictor, which = load_predictor(
+        Path(config.model), config.which, overlap, tta=config.tta, blend=config.blend, whole_scan=config.whole_scan
+    )
     if predictor.orientation is None:
         logging.warning("The run records no orientation: scans are taken in the order of their files' axes.")
     report = {
@@ -122,6 +130,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         "orientation": predictor.orientation,
         "overlap": overlap,
         "blend": config.blend,
+        "whole_scan": config.whole_scan,
         "tta": config.tta,
         **predict_scans(config, predictor, scans, files),
     }

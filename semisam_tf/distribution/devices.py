@@ -1,6 +1,6 @@
 """The devices that share a batch: several of this machine, several machines, or one.
 
-`strategy_of` gives a `tf.distribute` strategy; under its scope the run is built, and `training.step` runs one replica
+`devices_of` finds a `tf.distribute` strategy; under its scope the run is built, and `training.step` runs one replica
 on each device. Every process makes the items of the batch that its replicas take, asks its own SAM about them, and
 holds all weights. The chief alone writes.
 """

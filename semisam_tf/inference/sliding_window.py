@@ -83,7 +83,7 @@ def predict_probs(
 def predict_whole(
     predict: Predict,
     image: np.ndarray,
-    most: int = WHOLE_SCAN_MOST,
+    most: int | None = None,
     on_window: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """The probabilities of one window as large as the scan.
@@ -94,7 +94,8 @@ def predict_whole(
         predict: The network, on windows of any size that it takes: multiples of 16 voxels.
         image: float32 [X, Y, Z, C], normalised. Its last voxels are repeated up to such a size: zeros, or room at both
             ends, cost up to a point of Dice where they were tried.
-        most: Longest side of a window, which bounds the memory. Longer scans take several, overlapping by a quarter.
+        most: Longest side of a window, which bounds the memory; None: `WHOLE_SCAN_MOST`. Longer scans take several,
+            overlapping by a quarter.
         on_window: Told after each window how many are done, and of how many.
 
     Returns:
@@ -102,7 +103,7 @@ def predict_whole(
     """
     size = image.shape[:3]
     padded = np.pad(np.asarray(image, np.float32), [*((0, -n % STRIDE) for n in size), (0, 0)], mode="edge")
-    window = [min(n, most) for n in padded.shape[:3]]
+    window = [min(n, WHOLE_SCAN_MOST if most is None else most) for n in padded.shape[:3]]
     probs = predict_probs(predict, padded, window, WHOLE_SCAN_OVERLAP, "uniform", on_window=on_window)
     return np.ascontiguousarray(probs[tuple(slice(n) for n in size)])
 

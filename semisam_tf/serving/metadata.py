@@ -35,6 +35,7 @@ def describe(workdir: Path, record: dict[str, Any], which: str, pipeline: Pipeli
         "window_vox": list(config.patch_size),
         "coarse_to_fine": _coarse_to_fine(config),
         "overlap": pipeline.overlap,
+        "whole_scan": pipeline.whole_scan,
         "blend": pipeline.blend,
         "largest_component": config.largest_component,
         "network": {"name": config.network, "filters": config.filters, "normalisation": config.normalisation},

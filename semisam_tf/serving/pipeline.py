@@ -60,6 +60,7 @@ class Pipeline:
         blend: "uniform" or "gaussian" weights of a window's voxels.
         limits: What a request may ask for.
         coarse_model: The coarse network; exactly of coarse-to-fine runs.
+        whole_scan: Windows are as large as the scan, whatever `overlap` and `blend` say.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Pipeline:
         blend: str = WINDOW_BLEND,
         limits: Limits | None = None,
         coarse_model: keras.Model | None = None,
+        whole_scan: bool = False,
     ) -> None:
         if config.coarse_to_fine != (coarse_model is not None):
             raise ValueError(
@@ -77,7 +79,7 @@ class Pipeline:
                 f"coarse_to_fine={config.coarse_to_fine}, coarse_model={coarse_model}."
             )
         self.config, self.overlap, self.blend, self.limits = config, overlap, blend, limits or Limits()
-        self.model, self.coarse_model = model, coarse_model
+        self.model, self.coarse_model, self.whole_scan = model, coarse_model, whole_scan
         self.channels = model.input_shape[-1]
 
     def __call__(self, image: tf.Tensor, spacing_mm: tf.Tensor) -> Segmentation:
@@ -106,13 +108,22 @@ class Pipeline:
         scan = normalising.normalise(image, config.lower_percentile, config.upper_percentile)
         scan = tf.transpose(resampling.resample(scan, training_size), [1, 2, 3, 0])
         scan = tf.ensure_shape(scan, [None, None, None, self.channels])
-        probs = windows.predict_probs(
-            lambda x: self.model(x, training=False), scan, config.patch_size, config.n_classes, self.overlap, self.blend
-        )
+        probs = self._probs(scan)
         mask, foreground = to_own_grid(tf.transpose(probs, [3, 0, 1, 2]), own_size)
         if config.largest_component:
             mask = components.largest_component(mask, config.n_classes)
         return mask, foreground
+
+    def _probs(self, scan: tf.Tensor) -> tf.Tensor:
+        """A scan in the training grid, [X, Y, Z, C] -> softmax [X, Y, Z, K]."""
+        config = self.config
+
+        def network(window: tf.Tensor) -> tf.Tensor:
+            return self.model(window, training=False)
+
+        if self.whole_scan:
+            return windows.predict_whole(network, scan, config.n_classes)
+        return windows.predict_probs(network, scan, config.patch_size, config.n_classes, self.overlap, self.blend)
 
     def _checked(self, image: tf.Tensor, spacing_mm: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The image and its spacing, after what can be said against them."""

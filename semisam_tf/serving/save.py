@@ -42,6 +42,11 @@ class SaveConfig:
         "How overlapping windows are averaged: uniform is the plain mean, gaussian trusts the middle of a window most.",
         choices=WINDOW_BLENDS,
     )
+    whole_scan: bool = option(
+        False,
+        "The network sees the whole scan at once: faster. For runs with --normalisation=batch or none; --overlap and "
+        "--blend do not count then.",
+    )
     max_scan_vox: int = option(512**3, "Larger scans are refused.", unit="voxels")
     max_axis_vox: int = option(4096, "Scans that are longer along one axis are refused.", unit="voxels")
     max_compressed_mib: int = option(
@@ -64,7 +69,13 @@ def save(config: SaveConfig) -> Path:
         RuntimeError: The saved graph does not say what the Python pipeline says; nothing is left of it.
     """
     _check(config)
-    from semisam_tf.inference.predictor import Predictor, chosen_model, load_coarse_network, load_network
+    from semisam_tf.inference.predictor import (
+        Predictor,
+        chosen_model,
+        load_coarse_network,
+        load_network,
+        require_local,
+    )
     from semisam_tf.inference.run_folder import read_result, read_run
     from semisam_tf.serving.folder import next_version, write_server_files
     from semisam_tf.serving.metadata import describe
@@ -75,11 +86,14 @@ def save(config: SaveConfig) -> Path:
     record = read_run(workdir)
     run, orientation = record["config"], record.get("orientation")
     which = chosen_model(run, config.model)
+    if config.whole_scan:
+        require_local(run)
     read_result(workdir)
     model, coarse = load_network(workdir, record, which), load_coarse_network(workdir, record)
     limits = Limits(config.max_axis_vox, config.max_scan_vox, config.max_compressed_mib * 1024**2)
-    pipeline = Pipeline(run, model, config.overlap, config.blend, limits, coarse)
-    predictor = Predictor(run, model, config.overlap, blend=config.blend, orientation=orientation, coarse_model=coarse)
+    windows: dict[str, Any] = {"overlap": config.overlap, "blend": config.blend, "whole_scan": config.whole_scan}
+    pipeline = Pipeline(run, model, limits=limits, coarse_model=coarse, **windows)
+    predictor = Predictor(run, model, orientation=orientation, coarse_model=coarse, **windows)
     metadata = describe(workdir, record, which, pipeline, name)
     output.mkdir(parents=True, exist_ok=True)
     version = next_version(output)

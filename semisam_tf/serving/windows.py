@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from semisam_tf import geometry
+from semisam_tf.inference.sliding_window import STRIDE, WHOLE_SCAN_MOST, WHOLE_SCAN_OVERLAP
 
 # Windows float32 [1, x, y, z, C] -> logits float32 [1, x, y, z, K].
 Network = Callable[[tf.Tensor], tf.Tensor]
 
 
-def pad_to(image: tf.Tensor, minimum_size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+def pad_to(image: tf.Tensor, minimum_size: Sequence[int | tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """`geometry.pad_to` with zeros: [X, Y, Z, C] -> the padded image and the voxels added before, int32 [4]."""
-    missing = tf.maximum(0, tf.constant([*minimum_size, 0]) - tf.shape(image))
+    missing = tf.maximum(0, tf.stack([*minimum_size, 0]) - tf.shape(image))
     before = missing // 2
     return tf.pad(image, tf.stack([before, missing - before], axis=1)), before
 
 
-def window_starts(size: tf.Tensor, window: int, overlap: float) -> tf.Tensor:
+def window_starts(size: tf.Tensor, window: int | tf.Tensor, overlap: float) -> tf.Tensor:
     """`geometry.window_starts` of one axis: int32 scalar, at least `window` -> int32 [count]."""
-    stride = max(1, int(window * (1 - overlap)))
+    stride = tf.maximum(1, tf.cast(tf.cast(window, tf.float64) * (1 - overlap), tf.int32))
     room = size - window
     count = -(-room // stride) + 1
     steps = tf.range(count) * room
@@ -30,15 +30,27 @@ def window_starts(size: tf.Tensor, window: int, overlap: float) -> tf.Tensor:
     return tf.cast(tf.round(steps / tf.maximum(1, count - 1)), tf.int32)
 
 
+def predict_whole(network: Network, image: tf.Tensor, n_classes: int) -> tf.Tensor:
+    """`sliding_window.predict_whole`: [X, Y, Z, C] -> the softmax of one window as large as the scan, [X, Y, Z, K]."""
+    size = tf.unstack(tf.shape(image)[:3])
+    padded = image
+    for axis, n in enumerate(size):
+        wanted = STRIDE * -(-n // STRIDE)
+        padded = tf.gather(padded, tf.minimum(tf.range(wanted), n - 1), axis=axis)
+    window = tf.unstack(tf.minimum(tf.shape(padded)[:3], WHOLE_SCAN_MOST))
+    probs = predict_probs(network, padded, window, n_classes, WHOLE_SCAN_OVERLAP, "uniform")
+    return probs[: size[0], : size[1], : size[2]]
+
+
 def predict_probs(
-    network: Network, image: tf.Tensor, window: Sequence[int], n_classes: int, overlap: float, blend: str
+    network: Network, image: tf.Tensor, window: Sequence[int | tf.Tensor], n_classes: int, overlap: float, blend: str
 ) -> tf.Tensor:
     """Weighted mean of the softmax of overlapping windows.
 
     Args:
         network: The network; gets one window at a time.
         image: float32 [X, Y, Z, C], normalised; padded with zeros where it is smaller than the window.
-        window: Voxels of the window.
+        window: Voxels of the window; numbers known only when the graph runs with `blend="uniform"`.
         n_classes: Classes K that `network` returns.
         overlap: Share of a window that neighbours have in common at least, in [0, 1).
         blend: "uniform" or "gaussian" weights.
@@ -51,16 +63,15 @@ def predict_probs(
     size = tf.unstack(tf.shape(padded)[:3])
     starts = [window_starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
     counts = [tf.size(axis) for axis in starts]
-    shares = geometry.gaussian_window(window) if blend == "gaussian" else np.ones(tuple(window), np.float32)
-    weights = tf.constant(shares[..., None])
-    patch_size = [*window, n_classes + 1]
+    weights = (tf.constant(geometry.gaussian_window(window)) if blend == "gaussian" else tf.ones(window))[..., None]
+    patch_size = tf.stack([*window, n_classes + 1])
 
     def add_window(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x = starts[0][index // (counts[1] * counts[2])]
         y = starts[1][(index // counts[2]) % counts[1]]
         z = starts[2][index % counts[2]]
         begin = tf.stack([x, y, z, 0])
-        patch = tf.slice(padded, begin, [*window, channels])
+        patch = tf.ensure_shape(tf.slice(padded, begin, [*window, channels]), [None, None, None, channels])
         probs = tf.nn.softmax(network(patch[None]))[0]
         # The sum of weights is one more channel: probabilities and weights are then written in one step.
         added = tf.slice(total, begin, patch_size) + tf.concat([probs * weights, weights], axis=-1)

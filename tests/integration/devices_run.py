@@ -16,6 +16,8 @@ import tensorflow as tf
 
 from semisam_tf.config import PRESETS, Config
 from semisam_tf.distribution.devices import devices_of
+from semisam_tf.models.dropout import SeededDropout
+from semisam_tf.training.optimizers import build_discriminator_optimizer, build_optimizer
 from semisam_tf.training.state import Training
 from semisam_tf.training.step import Schedule
 
@@ -31,9 +33,10 @@ CONFIG = dataclasses.replace(
 CASES = {
     "mean teacher": {"optimizer": "sgd"},
     "batch norm": {"optimizer": "sgd", "normalisation": "batch"},
-    "clipped, with SAM": {"optimizer": "adamw", "sam_mode": "offline"},
+    "with SAM": {"optimizer": "adamw", "sam_mode": "offline"},
     "uncertainty": {"optimizer": "sgd", "method": "uncertainty_aware_mean_teacher"},
     "two students": {"optimizer": "sgd", "method": "cross_pseudo_supervision"},
+    "micro batch": {"optimizer": "sgd", "micro_batch": 1},
 }
 
 
@@ -71,10 +74,50 @@ def run(config: Config) -> dict[str, np.ndarray]:
     return results | {"traces": np.array(step.traces)}
 
 
+def momenta(strategy: tf.distribute.Strategy) -> dict[str, float]:
+    """The first moment, by optimiser, after one step on a gradient of 1 that every replica hands in, averaged already."""
+    with strategy.scope():
+        weight = keras.Variable([0.0])
+        optimizers = {
+            "sgd": build_optimizer(dataclasses.replace(CONFIG, optimizer="sgd", weight_decay=0.0)),
+            "adamw": build_optimizer(dataclasses.replace(CONFIG, optimizer="adamw")),
+            "discriminator": build_discriminator_optimizer(CONFIG),
+        }
+        for optimizer in optimizers.values():
+            optimizer.build([weight])
+
+    @tf.function
+    def step() -> None:
+        for optimizer in optimizers.values():
+            optimizer.apply_gradients([(tf.identity([1.0]), weight)])
+
+    strategy.run(step)
+    found = {}
+    for name, optimizer in optimizers.items():
+        (moment,) = [
+            v for v in optimizer.variables if v.path.endswith(("momentum", "velocity")) and "iter" not in v.path
+        ]
+        found[name] = float(moment.numpy()[0])
+    return found
+
+
+def dropped(strategy: tf.distribute.Strategy, whole_channels: bool) -> list[list[float]]:
+    """What each replica keeps of 64 ones."""
+    with strategy.scope():
+        layer = SeededDropout(0.5, seed=3, whole_channels=whole_channels, name=f"dropout_{whole_channels}")
+    ones = tf.ones([1, 1, 1, 1, 64])
+    run = tf.function(lambda: strategy.run(lambda: layer(ones, training=True)))
+    return [value.numpy().ravel().tolist() for value in strategy.experimental_local_results(run())]
+
+
 def main() -> None:
     """Compares all cases."""
     tf.config.experimental.enable_op_determinism()
-    found = {}
+    strategy = devices_of(dataclasses.replace(CONFIG, devices=2)).strategy
+    found = {
+        "momenta": momenta(strategy),
+        "dropped": {kind: dropped(strategy, kind == "channels") for kind in ("channels", "values")},
+    }
     for name, changes in CASES.items():
         config = dataclasses.replace(CONFIG, **changes)
         shared = run(dataclasses.replace(config, devices=2))

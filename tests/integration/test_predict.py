@@ -212,6 +212,8 @@ def test_another_spacing_is_brought_to_that_of_training_and_back(tiny_run, scan,
     [
         (["--input=x", "--output=y"], 2, "--model is needed"),
         (["--model={run}", "--input={scan}", "--output=y", "--fast", "--overlap=0.1"], 2, "--fast is --overlap=0.25"),
+        (["--model={run}", "--input={scan}", "--output=y", "--whole_scan", "--fast"], 2, "no windows to overlap"),
+        (["--model={run}", "--input={scan}", "--output=y", "--whole_scan"], 1, "--normalisation=instance, whose"),
         (["--model={run}", "--input={scan}", "--output=y", "--overlap=1"], 2, "from 0 to below 1"),
         (["--model={run}", "--input={scan}", "--output=y", "--summary=s.txt"], 2, "ending in .json or .csv"),
         (["--model={run}", "--input={tmp}/none", "--output=y"], 1, "does not exist"),

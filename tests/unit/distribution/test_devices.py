@@ -77,3 +77,15 @@ def test_what_one_process_has_to_do_is_refused_in_several(cluster, changes):
     cluster(2)
     with pytest.raises(OptionError, match=r"expected one process\. Received: 2"):
         devices_of(dataclasses.replace(CONFIG, **changes))
+
+
+def test_rounds_in_several_processes_are_refused_before_the_first(cluster, tmp_path):
+    from semisam_tf.training.rounds import train
+
+    cluster(2)
+    config = dataclasses.replace(
+        CONFIG, data_dir=str(tmp_path), workdir=str(tmp_path / "run"), rounds=2, sam_mode="offline", sam_fusion="mean"
+    )
+    with pytest.raises(OptionError, match=r"--rounds and --coarse_to_fine: expected one process\. Received: 2"):
+        train(config)
+    assert not (tmp_path / "run").exists()

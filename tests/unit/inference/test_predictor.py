@@ -6,11 +6,13 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from semisam_tf.config import Config
 from semisam_tf.data.orientation import axis_order
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.predictor import Predictor, chosen_model, load_predictor, network_of
+from semisam_tf.inference.predictor import Predictor, chosen_model, load_network, load_predictor, network_of
+from semisam_tf.inference.run_folder import read_run
 from semisam_tf.inference.sliding_window import predict_probs
 
 CONFIG = Config(
@@ -215,6 +217,23 @@ def test_networks_of_a_run_start_apart_and_runs_by_their_seed():
         assert np.any(second != kernel(seed, name))
 
 
+def test_a_whole_scan_is_seen_at_once_by_a_network_that_looks_no_further_than_its_kernels():
+    image = np.random.default_rng(0).normal(size=(21, 40, 16, 1)).astype(np.float32)
+    model = network_of(CONFIG, 1, "student")
+    found = Predictor(CONFIG, model, whole_scan=True).probs(image)
+    padded = np.pad(image, [(0, 11), (0, 8), (0, 0), (0, 0)], mode="edge")
+    expected = tf.nn.softmax(model(padded[None], training=False)).numpy()[0, :21, :40]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalisation", ["instance", "group"])
+def test_a_whole_scan_is_refused_to_a_network_that_looks_at_all_of_a_window(tmp_path, normalisation):
+    config = dataclasses.replace(CONFIG, normalisation=normalisation)
+    (tmp_path / "run.json").write_text(json.dumps({"config": config.to_dict(), "channels": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"--whole_scan: expected .*batch or none. Received: --norm.*={normalisation}"):
+        load_predictor(tmp_path, whole_scan=True)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_a_run_is_loaded_with_the_weights_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
@@ -230,14 +249,17 @@ def test_a_run_is_loaded_with_the_weights_asked_for(tmp_path):
         predictor, which = load_predictor(tmp_path, wanted)
         assert which == name
         expected = Predictor(CONFIG, network_of(CONFIG, 1, name)).probs(image)
-        np.testing.assert_array_equal(predictor.probs(image), expected)
+        # Batch norm, which the convolutions have taken in.
+        np.testing.assert_allclose(predictor.probs(image), expected, atol=1e-5)
+        layers = load_network(tmp_path, read_run(tmp_path), name).layers
+        assert not any("Normalization" in type(layer).__name__ for layer in layers)
     with pytest.raises(ValueError, match="trained with flips"):
         load_predictor(tmp_path, tta=True)
     flipped = dataclasses.replace(CONFIG, augment="paper")  # mirrors x and y
     (tmp_path / "run.json").write_text(json.dumps({"config": flipped.to_dict(), "channels": 1}), encoding="utf-8")
     averaged, _ = load_predictor(tmp_path, "student", tta=True)
     expected = Predictor(CONFIG, network_of(CONFIG, 1, "student"), flips="xy").probs(image)
-    np.testing.assert_array_equal(averaged.probs(image), expected)
+    np.testing.assert_allclose(averaged.probs(image), expected, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semisam_tf.inference.sliding_window import predict_probs
+from semisam_tf.inference.sliding_window import predict_probs, predict_whole
 
 
 def _image(*shape: int) -> np.ndarray:
@@ -46,6 +46,32 @@ def test_windows_come_in_batches_of_the_windows_size_and_padding_is_zero():
     predict_probs(remember, np.ones((12, 4, 2, 1), np.float32), (4, 4, 4), overlap=0.0, window_batch=2)
     assert [batch.shape for batch in seen] == [(2, 4, 4, 4, 1), (1, 4, 4, 4, 1)]
     np.testing.assert_array_equal(seen[0][0, 0, 0, :, 0], [0, 1, 1, 0])
+
+
+def test_a_whole_scan_is_one_window_whose_last_voxels_are_repeated():
+    image, seen, told = _image(20, 16, 5, 2), [], []
+
+    def remember(windows: np.ndarray) -> np.ndarray:
+        seen.append(windows)
+        return windows + 1
+
+    probs = predict_whole(remember, image, on_window=lambda done, of: told.append((done, of)))
+    np.testing.assert_allclose(probs, image + 1, atol=1e-6)
+    assert [windows.shape for windows in seen] == [(1, 32, 16, 16, 2)]
+    assert told == [(1, 1)]
+    np.testing.assert_array_equal(seen[0][0, 25, 3, 9], image[19, 3, 4])
+
+
+def test_a_scan_longer_than_a_window_may_be_takes_several():
+    image, seen = _image(70, 16, 16, 1), []
+
+    def remember(windows: np.ndarray) -> np.ndarray:
+        seen.append(windows.shape[1:4])
+        return windows + 1
+
+    np.testing.assert_allclose(predict_whole(remember, image, most=32), image + 1, atol=1e-5)
+    assert set(seen) == {(32, 16, 16)}
+    assert len(seen) == 3
 
 
 def test_uniform_overlap_is_the_plain_mean():

@@ -12,12 +12,13 @@ from semisam_tf.serving.graph import ServingModule
 from semisam_tf.serving.pipeline import Limits, Pipeline, soft_dice
 
 
-def served(config, channels=1, limits=None, coarse=None):
+def served(config, channels=1, limits=None, coarse=None, whole_scan=False):
     model = network_of(config, channels, "teacher")
     kernel, bias = model.get_layer("out_conv").get_weights()
     model.get_layer("out_conv").set_weights([kernel * 20, bias * 0])
-    module = ServingModule(Pipeline(config, model, limits=limits, coarse_model=coarse), {"classes": config.n_classes})
-    return module, Predictor(config, model, coarse_model=coarse)
+    pipeline = Pipeline(config, model, limits=limits, coarse_model=coarse, whole_scan=whole_scan)
+    module = ServingModule(pipeline, {"classes": config.n_classes})
+    return module, Predictor(config, model, coarse_model=coarse, whole_scan=whole_scan)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,16 @@ def test_three_classes_two_channels_and_no_training_spacing(runs):
     config = Config(**runs.CONFIG | {"n_classes": 3, "training_spacing_mm": (), "normalisation": "batch"})
     expected = agree(*served(config, channels=2), runs.scan((21, 18, 20), channels=2), (1.0, 1.0, 1.0))
     assert len(np.unique(expected.mask)) >= 2
+
+
+@pytest.mark.parametrize("most", [256, 16])
+def test_whole_scans(runs, most, monkeypatch):
+    """In one window, and in several where the scan is longer than one may be."""
+    for module in ("inference.sliding_window", "serving.windows"):
+        monkeypatch.setattr(f"semisam_tf.{module}.WHOLE_SCAN_MOST", most)
+    config = Config(**runs.CONFIG | {"normalisation": "batch"})
+    expected = agree(*served(config, whole_scan=True), runs.scan((40, 25, 20)), (0.9, 1.5, 1.0))
+    assert 0.02 < expected.mask.mean() < 0.98
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -1,4 +1,4 @@
-"""A few items at a time: the logits and gradients of all at once, and as little kept in memory as of the few."""
+"""A few items at a time: the logits and gradients of all at once. What it saves is measured: docs/speed.md."""
 
 import keras
 import numpy as np
