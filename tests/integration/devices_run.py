@@ -75,7 +75,7 @@ def run(config: Config) -> dict[str, np.ndarray]:
 
 
 def momenta(strategy: tf.distribute.Strategy) -> dict[str, float]:
-    """The first moment, by optimiser, after one step on a gradient of 1 that every replica hands in, averaged already."""
+    """The first moment, by optimiser, after a step on a gradient of 1 that every replica hands in, averaged already."""
     with strategy.scope():
         weight = keras.Variable([0.0])
         optimizers = {
@@ -92,11 +92,11 @@ def momenta(strategy: tf.distribute.Strategy) -> dict[str, float]:
             optimizer.apply_gradients([(tf.identity([1.0]), weight)])
 
     strategy.run(step)
+    # Adam's second moment is a "velocity", too.
+    kinds = {"sgd": "velocity", "adamw": "momentum", "discriminator": "momentum"}
     found = {}
     for name, optimizer in optimizers.items():
-        (moment,) = [
-            v for v in optimizer.variables if v.path.endswith(("momentum", "velocity")) and "iter" not in v.path
-        ]
+        (moment,) = [variable for variable in optimizer.variables if variable.path.endswith(kinds[name])]
         found[name] = float(moment.numpy()[0])
     return found
 

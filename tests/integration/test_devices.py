@@ -162,6 +162,6 @@ def test_processes_with_other_settings_are_refused(tmp_path, tiny_cohort, start)
 def test_a_process_that_cannot_begin_ends_the_others(tmp_path, tiny_cohort, start):
     words = command(tiny_cohort, tmp_path / "shared")
     codes, logs = end(start(words, [*words, f"--data_dir={tmp_path / 'absent'}"]))
-    assert codes == [1, 1], logs
+    assert codes == [1, 2], logs
     assert "lost another process" in logs[0]
     assert str(tmp_path / "absent") in logs[1]
