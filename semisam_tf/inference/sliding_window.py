@@ -92,8 +92,8 @@ def predict_whole(
 
     Args:
         predict: The network, on windows of any size that it takes: multiples of 16 voxels.
-        image: float32 [X, Y, Z, C], normalised. Its last voxels are repeated up to such a size: zeros, or room at both
-            ends, cost up to a point of Dice where they were tried.
+        image: float32 [X, Y, Z, C], normalised. Its last voxels are repeated up to such a size: zeros, and room at
+            both ends, were worse where they were tried (README).
         most: Longest side of a window, which bounds the memory; None: `WHOLE_SCAN_MOST`. Longer scans take several,
             overlapping by a quarter.
         on_window: Told after each window how many are done, and of how many.
