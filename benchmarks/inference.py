@@ -147,12 +147,12 @@ def install(predictor: Any, procedure: Procedure) -> list[int]:
         windows[-1] += len(images)
         return forward(images)
 
-    of_predictor = predictor.probs
+    if procedure.whole_scan:
+        predictor.crop_probs, of_predictor = counted, predictor.probs
 
     def probs(image: np.ndarray, on_window: Any = None) -> np.ndarray:
         windows.append(0)
         if procedure.whole_scan:
-            predictor.crop_probs = counted
             return of_predictor(image)
         if procedure.overlap is None:
             stride = PUBLISHED_STRIDE_VOX

@@ -66,7 +66,6 @@ _ABLATIONS = {
     "supervised_min_max": ("--lower_percentile=0", "--upper_percentile=100"),
     "supervised_paper_augmentation": ("--augment=paper",),
     "supervised_batch_norm": ("--normalisation=batch",),
-    "supervised_bfloat16": ("--precision=bfloat16",),
     "supervised_sgd": ("--optimizer=sgd", "--learning_rate=0.01", "--weight_decay=1e-4"),
 }
 _CACHED = ("--sam_mode=cached", "--sam_start_step=200")

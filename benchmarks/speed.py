@@ -115,12 +115,6 @@ def sam_modes() -> dict[str, Any]:
     return {"arguments": arguments, "modes": found}
 
 
-def precision(shape: str) -> dict[str, Any]:
-    """A supervised step in float32 and in bfloat16."""
-    arguments = SHAPES[shape] | {"method": "supervised", "labelled": SHAPES[shape]["batch"]}
-    return _variants(arguments, STEPS.get(shape, 1), bfloat16={"precision": "bfloat16"})
-
-
 def micro_batch() -> dict[str, Any]:
     """A mean teacher's step on all items at once, and on one at a time."""
     return _variants(UNLABELLED_TOO | {"method": "mean_teacher"}, 1, micro_batch_1={"micro_batch": 1})
@@ -203,7 +197,6 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "mean_teacher": mean_teacher,
     "ua_mt": ua_mt,
     "ua_mt_passes": ua_mt_passes,
-    **{f"precision_{shape}": lambda shape=shape: precision(shape) for shape in ("2x112x112x80", "cpu")},
     "micro_batch": micro_batch,
     "devices": devices,
     "semisam": semisam,

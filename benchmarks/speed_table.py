@@ -22,7 +22,6 @@ WHO = {
     "torch_channels_last": "PyTorch, channels last",
     "torch_no_waste": "PyTorch, without the passes thrown away",
     "torch_no_waste_channels_last": "PyTorch, without them, channels last",
-    "bfloat16": "ours, `--precision=bfloat16`",
     "micro_batch_1": "ours, `--micro_batch=1`",
     "devices_2": "ours, `--devices=2`",
     "devices_4": "ours, `--devices=4`",

@@ -29,6 +29,7 @@ ELSEWHERE = {
     f"{_PYTHON} -m export.sam": "tests/export, in a process with torch",
     f"{_PYTHON} -m semisam_tf.serving.client": "test_serving.py, against the stand-in server",
     f"{_PYTHON} -m semisam_tf.train --flagfile=configs/la_table.flags": "la_table.py, on scans that are not here",
+    f"{_PYTHON} -m semisam_tf.train --flagfile=configs/la_paper.flags --devices": "test_devices.py, on small scans",
     f"{_PYTHON} docs/make_results.py": "test_docs.py: what it would write is what is there",
     f"{_PYTHON} benchmarks/": "by hand, for the figures: hours; test_docs.py holds that their flags exist",
     "{ printf": "test_serving.py: the curl of docs/serving.md against the stand-in server",

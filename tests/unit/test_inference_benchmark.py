@@ -44,6 +44,23 @@ def test_published_probabilities_are_the_plain_mean_over_windows(benchmark):
     np.testing.assert_allclose(probs, (total / count)[:, :, :3], atol=1e-4)
 
 
+def test_a_whole_scan_is_what_the_predictor_makes_of_it(benchmark):
+    class WholeScan:
+        config = Config(patch_size=(64, 64, 32))
+        preprocessing = preprocessing_of(config)
+
+        def crop_probs(self, images):
+            return images + 1
+
+        def probs(self, image):
+            return self.crop_probs(image[None])[0]
+
+    predictor = WholeScan()
+    counts = benchmark.install(predictor, benchmark.PROCEDURES["whole_scan"])
+    np.testing.assert_array_equal(predictor.probs(np.ones((32, 16, 16, 1))), np.full((32, 16, 16, 1), 2))
+    assert counts == [1]
+
+
 def test_ours_is_what_the_commands_do(benchmark):
     ours = benchmark.PROCEDURES["ours"]
     assert (ours.overlap, ours.blend) == (WINDOW_OVERLAP, WINDOW_BLEND)
