@@ -108,8 +108,8 @@ class Config:
     # Precision and memory
     precision: str = option(
         "float32",
-        "What networks compute in while they train; weights and losses stay float32. float16 scales the loss, as its "
-        "small gradients would be 0.",
+        "What networks compute in while they train; weights and losses stay float32. bfloat16: on GPUs only. float16 "
+        "scales the loss, as its small gradients would be 0; on one device only.",
         choices=("float32", "bfloat16", "float16"),
     )
     micro_batch: int = option(
