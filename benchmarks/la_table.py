@@ -61,18 +61,28 @@ _FRAMEWORKS = {
     "mean_teacher": ("--method=mean_teacher",),
     "ua_mt": ("--method=uncertainty_aware_mean_teacher",),
 }
-# One change each from `supervised`: what the preset for CPUs does otherwise than the paper.
+# Further frameworks. Copy-paste begins with a quarter of labelled mixtures alone, as its paper trains first.
+_FURTHER = {
+    "bcp": ("--method=bidirectional_copy_paste", "--copy_paste_start_step=100"),
+    "cps": ("--method=cross_pseudo_supervision",),
+    "dan": ("--method=deep_adversarial_network",),
+}
+# One change each from `supervised`: what the preset for CPUs does otherwise than the paper, and what it might do.
 _ABLATIONS = {
     "supervised_min_max": ("--lower_percentile=0", "--upper_percentile=100"),
     "supervised_paper_augmentation": ("--augment=paper",),
     "supervised_batch_norm": ("--normalisation=batch",),
     "supervised_sgd": ("--optimizer=sgd", "--learning_rate=0.01", "--weight_decay=1e-4"),
+    "supervised_elastic": ("--augment_on=elastic",),
+    "supervised_style": ("--augment_on=style",),
+    "supervised_1200_steps": ("--max_steps=1200",),
 }
 _CACHED = ("--sam_mode=cached", "--sam_start_step=200")
 _OFFLINE = ("--sam_mode=offline", "--sam_loss=cross_entropy", "--sam_weight=1")
 _SAM_TARGETS = ("--sam_dir=models/sam_lite_medsam", "--sam_slice_step=4")
 METHODS = {
     **{name: Method(flags) for name, flags in _FRAMEWORKS.items()},
+    **{name: Method(flags) for name, flags in _FURTHER.items()},
     **{name: Method((*_FRAMEWORKS["supervised"], *change)) for name, change in _ABLATIONS.items()},
     **{f"{name}_sam": Method((*_FRAMEWORKS[name], *_CACHED)) for name in ("mean_teacher", "ua_mt")},
     **{f"{name}_own_targets": Method((*flags, *_OFFLINE), teacher=name) for name, flags in _FRAMEWORKS.items()},
@@ -83,6 +93,7 @@ METHODS = {
 }
 # Row -> the same with SAM, or with another change.
 _PAIRS = [
+    *(("supervised", name) for name in _FURTHER),
     *(("supervised", name) for name in _ABLATIONS),
     *((name, f"{name}_sam") for name in ("mean_teacher", "ua_mt")),
     *((f"{name}_own_targets", f"{name}_sam_targets") for name in _FRAMEWORKS),

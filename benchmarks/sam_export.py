@@ -55,7 +55,7 @@ def measure(name: str, turns: int, runs: Path, verify_scan: str) -> dict[str, An
     from export.sam import FAMILIES as MODULES
     from export.sam import export
     from semisam_tf.sam.manifest import DECODER_FILE, ENCODER_FILE
-    from semisam_tf.sam.session import open_session
+    from semisam_tf.sam.runtime import open_session
 
     family_name, _, precision = name.partition("-")
     seed = None if family_name in _HAS_WEIGHTS else 0
@@ -169,7 +169,7 @@ def _peak_memory_mib(encoder: Path, shape: tuple[int, ...]) -> int:
 
 
 def _encode_and_watch(encoder: Path, shape: tuple[int, ...]) -> int:
-    from semisam_tf.sam.session import open_session
+    from semisam_tf.sam.runtime import open_session
 
     session = open_session(encoder, threads=THREADS)
     images = np.zeros(shape, np.float32)

@@ -13,6 +13,7 @@ benchmarks/results/sam_targets.
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     from semisam_tf.sam.target import SamTarget, dice
     from semisam_tf.training.loop import load_labelled
     from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
+    from semisam_tf.training.selftest import SELFTEST_FILE
 
     run = read_run(workdir)
     predictor, which = load_predictor(workdir)
@@ -128,6 +130,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
         "model": which,
         "labelled": run["labelled"],
         "cases": cases,
+        "selftest": json.loads((Path(settings.workdir) / SELFTEST_FILE).read_text(encoding="utf-8"))["verdict"],
         "ways": found,
         "machine": describe(),
     }
@@ -137,6 +140,7 @@ def table(result: dict[str, Any]) -> str:
     """Markdown table of one run: mean Dice of each way's target, and its gain scan by scan."""
     lines = [
         f"{len(result['cases'])} {result.get('kind', 'unlabelled')} scans of {result['name']}",
+        *(["", f"The self-test beforehand: {result['selftest']}"] if "selftest" in result else []),
         "",
         "| target | Dice % | scans better than the smoothed prediction | gain over it | SAM's share, weight |",
         "|---|---|---|---|---|",

@@ -14,6 +14,7 @@ benchmarks/results/speed as soon as it is done. DIR is what `python -m export.sa
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from machine import OtherWork, describe, keep
+from machine import OtherWork, describe, gpus, keep
 from turns import CORES, Contestant, alone, take_turns
 
 REPO = Path(__file__).resolve().parent.parent
@@ -51,6 +52,8 @@ UNLABELLED_TOO = SHAPES["4x112x112x80"] | {"labelled": 2}
 # Repetitions a turn.
 FORWARDS = {"cpu": 5}
 STEPS = {"cpu": 5, "2x112x112x80": 2}
+# Contestants with larger batches are not in memory at the same time: three training steps of 4 x 128^3 take 30 GB.
+_VOXELS_TOGETHER = 4 * 112 * 112 * 80
 # A SAM mode that takes longer is not timed further.
 LIMIT_S = 300.0
 _PACKAGES = ("tensorflow-cpu", "tensorflow", "keras", "torch", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -133,7 +136,7 @@ def semisam() -> dict[str, Any]:
         "ours": Contestant("speed_ours", "semisam", arguments | {"sam_dir": _SAM_MED3D.value}, repetitions=2),
         "torch": Contestant("speed_torch", "semisam", arguments, warm_up=False),
     }
-    return {"arguments": arguments, "contestants": take_turns(_taking_part(contestants), turns=1)}
+    return {"arguments": arguments, "contestants": take_turns(_taking_part(contestants), turns=1, stay=False)}
 
 
 def data(setting: str) -> dict[str, Any]:
@@ -183,7 +186,8 @@ def _variants(arguments: dict[str, Any], repetitions: int, **changes: dict[str, 
 
 
 def _measured(arguments: dict[str, Any], **contestants: Contestant) -> dict[str, Any]:
-    return {"arguments": arguments, "contestants": take_turns(_taking_part(contestants), _TURNS.value)}
+    small = math.prod(arguments["size"]) * arguments["batch"] <= _VOXELS_TOGETHER
+    return {"arguments": arguments, "contestants": take_turns(_taking_part(contestants), _TURNS.value, stay=small)}
 
 
 def _taking_part(contestants: dict[str, Contestant]) -> dict[str, Contestant]:
@@ -232,6 +236,8 @@ def lacking(row: str) -> str:
         return "--data_dir, since SAM has nothing to say on noise"
     if row == "semisam" and not _SAM_MED3D.value:
         return "--sam_med3d"
+    if row == "devices" and 0 < len(gpus()) < 4:
+        return "four GPUs, or none and a processor to divide"
     return ""
 
 

@@ -42,25 +42,30 @@ class Contestant:
 _tasks: dict[str, Callable[[], Any]] = {}
 
 
-def take_turns(contestants: Mapping[str, Contestant], turns: int) -> dict[str, dict[str, Any]]:
+def take_turns(contestants: Mapping[str, Contestant], turns: int, stay: bool = True) -> dict[str, dict[str, Any]]:
     """Has the contestants do their tasks, one contestant after the other, `turns` times; one computes at a time.
+
+    Args:
+        contestants: By name.
+        turns: Turns of each.
+        stay: Processes stay from turn to turn. Otherwise each turn has a process of its own, which warms up again:
+            for contestants that do not fit into memory together.
 
     Returns:
         Contestant -> "seconds": task -> seconds of every repetition, all turns in order; "peak_rss_bytes": the most
         memory that its process had, libraries and warming up included.
     """
+    rounds: list[dict[str, dict[str, list[float]]]] = []
+    peaks = dict.fromkeys(contestants, 0)
     with contextlib.ExitStack() as stack:
-        processes = {name: stack.enter_context(_process()) for name in contestants}
-        for name, process in processes.items():
-            process.submit(_prepare, contestants[name]).result()
-        rounds = [
-            {
-                name: process.submit(_repeat, contestants[name].repetitions).result()
-                for name, process in processes.items()
-            }
-            for _ in range(turns)
-        ]
-        peaks = {name: process.submit(_peak_rss_bytes).result() for name, process in processes.items()}
+        processes = {name: _ready(stack, contestant) for name, contestant in contestants.items() if stay}
+        for _ in range(turns):
+            rounds.append({})
+            for name, contestant in contestants.items():
+                with contextlib.ExitStack() as turn:
+                    process = processes[name] if stay else _ready(turn, contestant)
+                    rounds[-1][name] = process.submit(_repeat, contestant.repetitions).result()
+                    peaks[name] = max(peaks[name], process.submit(_peak_rss_bytes).result())
     return {
         name: {
             "seconds": {task: [s for done in rounds for s in done[name][task]] for task in rounds[0][name]},
@@ -68,6 +73,12 @@ def take_turns(contestants: Mapping[str, Contestant], turns: int) -> dict[str, d
         }
         for name in contestants
     }
+
+
+def _ready(stack: contextlib.ExitStack, contestant: Contestant) -> ProcessPoolExecutor:
+    process = stack.enter_context(_process())
+    process.submit(_prepare, contestant).result()
+    return process
 
 
 def alone(module: str, function: str, **arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.adopt_flags import LAYOUTS, PIXEL_MEAN, PIXEL_STD, Adoption
-from semisam_tf.sam.session import open_session
+from semisam_tf.sam.runtime import open_session
 
 DTYPES = {
     "tensor(float)": "float32",

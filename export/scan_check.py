@@ -15,7 +15,8 @@ from semisam_tf.sam.decoder_inputs import Prompts, decoder_arrays
 from semisam_tf.sam.frame import SliceFrame
 from semisam_tf.sam.intensity import clip_range
 from semisam_tf.sam.manifest import DECODER_FILE, ENCODER_FILE, Manifest
-from semisam_tf.sam.session import images_of, open_session
+from semisam_tf.sam.runtime import open_session
+from semisam_tf.sam.session import images_of
 from semisam_tf.sam.target import dice
 from semisam_tf.sam.window import WindowFrame
 

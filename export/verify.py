@@ -12,7 +12,7 @@ import numpy as np
 
 from export.family import Arrays, Family
 from semisam_tf.sam.manifest import DECODER_FILE, ENCODER_FILE
-from semisam_tf.sam.session import open_session
+from semisam_tf.sam.runtime import open_session
 
 # Largest difference, relative to the largest magnitude of the output: float32 sums in another order.
 TOLERANCE = 1e-4

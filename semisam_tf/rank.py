@@ -69,6 +69,7 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
         sam_dir=config.sam_dir,
         sam_slice_step=config.sam_slice_step,
         sam_trust="one",
+        sam_selftest=False,
         sam_cache_dir=config.sam_cache_dir or str(output / "sam_cache"),
         sam_cache_gib=config.sam_cache_gib,
     )

@@ -28,11 +28,37 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     """
     kept = np.zeros_like(mask)
     for k in np.unique(mask[mask > 0]):
-        pieces, _ = ndimage.label(mask == k, structure=np.ones((3, 3, 3), int))
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
+        pieces, sizes = _pieces(mask == k)
         kept[pieces == sizes.argmax()] = k
     return kept
+
+
+def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each voxel's connected piece, and the pieces' sizes in voxels; 0 is what is not in the mask."""
+    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3, 3), int))
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return pieces, sizes
+
+
+def without_islands(probs: np.ndarray, smallest_share: float) -> np.ndarray:
+    """Probabilities in which small pieces of a class's mask, away from its largest, are background for certain.
+
+    More careful than `largest_component`: of a prediction that has fallen in two it is not known which half is wrong.
+
+    Args:
+        probs: float32 [X, Y, Z, K].
+        smallest_share: Pieces stay that have at least this share of the largest piece's voxels.
+
+    Returns:
+        float32 [X, Y, Z, K].
+    """
+    mask = probs.argmax(axis=-1)
+    lost = np.zeros(mask.shape, bool)
+    for k in np.unique(mask[mask > 0]):
+        pieces, sizes = _pieces(mask == k)
+        lost |= ((sizes > 0) & (sizes < smallest_share * sizes.max()))[pieces]
+    return np.where(lost[..., None], np.eye(probs.shape[-1], dtype=np.float32)[0], probs)
 
 
 def evaluate_cases(

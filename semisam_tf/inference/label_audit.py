@@ -13,7 +13,7 @@ from semisam_tf.config import Config
 from semisam_tf.data.label_access import LEDGER_FILE, PURPOSES, LedgerReading, Opening, read_ledger
 from semisam_tf.findings import FAIL, OK, WARN, Finding
 from semisam_tf.inference.run_folder import read_run, run_id_of
-from semisam_tf.workdir import METRICS_FILE, RESULT_FILE, ROUNDS_FOLDER
+from semisam_tf.workdir import METRICS_FILE, RESULT_FILE, ROUNDS_FOLDER, WORKERS_FOLDER
 
 _DOCTOR = ("data_check", "timing")
 # Opened to judge, not to learn from.
@@ -60,7 +60,7 @@ class Audit:
 
 
 def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
-    """Compares the record of opened labels with the run's own record, in all its rounds.
+    """Compares the record of opened labels with the run's own record, in all its rounds and processes.
 
     Args:
         workdir: Folder of the run.
@@ -71,20 +71,22 @@ def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
     """
     run = read_run(workdir)
     last = _audit_folder(workdir, run, run, on_file)
-    earlier = []
-    for number in range(1, run["config"].rounds):
-        folder = workdir / ROUNDS_FOLDER / str(number)
+    rounds = {f"round {number}": workdir / ROUNDS_FOLDER / str(number) for number in range(1, run["config"].rounds)}
+    # Several processes keep a record each; the chief's is the run's own.
+    others = sorted(path.parent for path in (workdir / WORKERS_FOLDER).glob(f"*/{LEDGER_FILE}"))
+    audits = []
+    for name, folder in {**rounds, **{f"process {folder.name}": folder for folder in others}}.items():
         # Against the lists of the whole: a round that learns without unlabelled scans lists none.
         audit = _audit_folder(folder, read_run(folder), run, on_file)
-        found = tuple(dataclasses.replace(f, found=f"round {number}: {f.found}") for f in audit.findings)
-        earlier.append(dataclasses.replace(audit, findings=found))
-    rounds = [*earlier, last]
+        found = tuple(dataclasses.replace(f, found=f"{name}: {f.found}") for f in audit.findings)
+        audits.append(dataclasses.replace(audit, findings=found))
+    audits.append(last)
     return dataclasses.replace(
         last,
-        findings=tuple(finding for audit in rounds for finding in audit.findings),
-        openings=tuple(opening for audit in rounds for opening in audit.openings),
-        learned_from=tuple(dict.fromkeys(case for audit in rounds for case in audit.learned_from)),
-        oracle=any(audit.oracle for audit in rounds),
+        findings=tuple(finding for audit in audits for finding in audit.findings),
+        openings=tuple(opening for audit in audits for opening in audit.openings),
+        learned_from=tuple(dict.fromkeys(case for audit in audits for case in audit.learned_from)),
+        oracle=any(audit.oracle for audit in audits),
     )
 
 

@@ -81,7 +81,9 @@ def _head(files: RunFiles) -> Html:
     else:
         status, kind = f"not finished: step {files.step} of {last} ({share(files.step / last)})", "going"
     method = files.config["method"].replace("_", " ")
-    sam = "without SAM" if files.config["sam_mode"] == "off" else f"taught by SAM ({files.config['sam_mode']})"
+    mode = files.config["sam_mode"]
+    teachers = {"off": "without SAM", "offline": "taught by targets on file"}
+    sam = teachers.get(mode, f"taught by SAM ({mode})")
     words = f"{method}, {sam}, {files.config['network']}, {files.config['n_classes']} classes, background included"
     return joined(
         [
@@ -121,14 +123,17 @@ def _time(files: RunFiles) -> str:
 
 
 def _sam_tile(files: RunFiles) -> Html:
-    if files.config["sam_mode"] == "off":
+    mode = files.config["sam_mode"]
+    if mode == "off":
         return _tile("SAM", "off", "trained without it")
     summaries = [entry["sam"] for entry in files.history if "sam" in entry]
     summary = (files.result or {}).get("sam") or (summaries[-1] if summaries else None)
     if summary is None:
         return _tile("SAM", "–", "nothing recorded yet")  # noqa: RUF001
     note = f"of unlabelled voxels taught, mean weight {summary['mean_weight']:.3f}"
-    return _tile("SAM", share(summary["taught_share"]), note)
+    if "sam_share" in summary:
+        note += f"; SAM has a part in {share(summary['sam_share'])}"
+    return _tile("Targets on file" if mode == "offline" else "SAM", share(summary["taught_share"]), note)
 
 
 def _tile(title: str, figure: str, note: str) -> Html:

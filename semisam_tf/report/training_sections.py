@@ -136,11 +136,12 @@ def sam_trust(files: RunFiles) -> Html:
     if not entries:
         return element("p", _NO_HISTORY)
     shares, weights = _taught(entries)
-    calls = [entry["sam"]["sam_calls"] for entry in entries]
+    # Of targets on file SAM was asked before.
+    calls = [None if files.config["sam_mode"] == "offline" else entry["sam"]["sam_calls"] for entry in entries]
     steps, start = [entry["step"] for entry in entries], files.config["sam_start_step"]
     last = entries[-1]["sam"]
     if not any(value is not None for value in shares):
-        return element("p", f"SAM has not taught yet: it starts at step {start}.")
+        return element("p", f"Nothing is taught yet: SAM, or targets on file, start at step {start}.")
     texts = (("voxels taught", "share of the unlabelled items' voxels"), ("mean weight", "of the voxels taught"),
              ("SAM calls", "encoder and decoder, so far"))  # fmt: skip
     marks = [(start, "SAM starts")] if start else []
@@ -149,12 +150,24 @@ def sam_trust(files: RunFiles) -> Html:
         for (title, note), values in zip(texts, (shares, weights, calls), strict=True)
         if any(value is not None for value in values)
     ]
+    on_file = files.config["sam_mode"] == "offline"
     words = (
-        f"From step {start} on SAM taught {share(last['taught_share'])} of the unlabelled voxels, with a mean weight "
-        f"of {last['mean_weight']:.3f}. {count(int(last['targets']), 'target')} from {int(last['sam_calls'])} calls: "
-        f"{int(last['slices_encoded'])} slices or windows encoded, {int(last['prompts_decoded'])} prompts decoded, "
-        f"{duration(last['duration_s'])}."
+        f"From step {start} on {'targets on file' if on_file else 'SAM'} taught {share(last['taught_share'])} of the "
+        f"unlabelled voxels, with a mean weight of {last['mean_weight']:.3f}. "
     )
+    if not on_file:
+        words += (
+            f"{count(int(last['targets']), 'target')} from {int(last['sam_calls'])} calls: "
+            f"{int(last['slices_encoded'])} slices or windows encoded, {int(last['prompts_decoded'])} prompts decoded, "
+            f"{duration(last['duration_s'])}."
+        )
+    elif last.get("sam_share"):
+        words += (
+            f"SAM has a part in {share(last['sam_share'])} of the scans' voxels, there with a mean weight of "
+            f"{last['sam_weight']:.3f} beside the prediction's 1; the rest is the earlier network's prediction."
+        )
+    elif "sam_share" in last:
+        words += "They were made without SAM: of an earlier network's predictions."
     return joined([element("p", words), element("div", charts, class_="charts")])
 
 

@@ -13,7 +13,8 @@ from semisam_tf.sam import trust as trusts
 from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
 from semisam_tf.sam.prompts import AUTO, component_prompts, prompt_kinds
 from semisam_tf.sam.resident import ResidentEmbeddings
-from semisam_tf.sam.session import CPU, SamSession
+from semisam_tf.sam.runtime import CPU
+from semisam_tf.sam.session import SamSession
 from semisam_tf.sam.target import SamTarget, dice
 from semisam_tf.sam.views import Sighting, Views, views_of
 

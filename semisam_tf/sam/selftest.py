@@ -154,7 +154,7 @@ def run_selftest(
         for spoil, draw in ((spoil, draw) for spoil in SPOILS for draw in range(DRAWS)):
             rng = np.random.default_rng([seed, number, draw, int(1000 * spoil)])
             prompt = spoilt(label, n_classes, spacing_mm, spoil, rng)
-            said = ensemble.target(image, prompt, key=case_id, spacing_mm=spacing_mm)
+            said = ensemble.target(image, prompt, key=case_id, rng=rng, spacing_mm=spacing_mm)
             trusted = said.weight > 0
             if not trusted.any():
                 continue

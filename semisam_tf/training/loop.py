@@ -277,10 +277,11 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
     sam = ""
     if training.sam is not None:
         summary = training.sam.summary()
-        sam = (
-            f"  | SAM calls {summary['sam_calls']:.0f}, taught {summary['taught_share']:.1%}, "
-            f"mean weight {summary['mean_weight']:.3f}"
-        )
+        sam = f", taught {summary['taught_share']:.1%}, mean weight {summary['mean_weight']:.3f}"
+        if training.config.sam_mode == "offline":
+            sam = f"  | targets on file, SAM in {summary['sam_share']:.1%}{sam}"
+        else:
+            sam = f"  | SAM calls {summary['sam_calls']:.0f}{sam}"
     logging.info(
         "step %d/%d  %s  | %.2f steps/s, data wait %.1f %%, %d:%02d left%s",
         step, last, terms, steps_per_s, 100 * wait_share, seconds // 60, seconds % 60, sam,

@@ -152,6 +152,16 @@ def read_target(folder: Path, volume: Volume, n_classes: int) -> Target:
     return target
 
 
+def target_scores(folder: Path, case_id: str) -> dict[str, float]:
+    """The numbers that a target was judged by, as in `SamTarget.scores`; none of one that no SAM was asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_target`.
+    """
+    with _opened(folder, case_id) as file:
+        return dict(json.loads(file.attrs["scores"]))
+
+
 def target_region(folder: Path, case_id: str) -> Region:
     """The part of a scan, in its own voxels, that a coarse-to-fine run made the target of.
 
@@ -230,8 +240,13 @@ class StoredTargets:
     def __init__(self, folder: str | Path, unlabelled: Sequence[Volume], n_classes: int, start_step: int = 0) -> None:
         """Reads each of them once, so that what does not fit is said now; raises what `read_target` does."""
         self.folder, self.start_step, self.n_classes = Path(folder), start_step, n_classes
+        scores = []
         for volume in unlabelled:
             read_target(self.folder, volume, n_classes)
+            scores.append(target_scores(self.folder, volume.case_id))
+        asked = [found for found in scores if found.get("weighted_share")]
+        self.sam_share = sum(found["weighted_share"] for found in asked) / max(1, len(scores))
+        self.sam_weight = sum(found["mean_weight"] for found in asked) / max(1, len(asked))
         self.totals = {"voxels": 0, "voxels_taught": 0, "weight_sum": 0.0}
 
     def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -252,13 +267,19 @@ class StoredTargets:
         return probs, weight
 
     def summary(self) -> dict[str, float]:
-        """As `SamTeaching.summary`; training itself calls no SAM."""
+        """As `SamTeaching.summary`; training itself calls no SAM.
+
+        Also "sam_share", the share of the scans' voxels in whose targets SAM has a part, and "sam_weight", with what
+        mean weight; both 0 of targets that were made without SAM.
+        """
         counts = ("targets", "encoder_calls", "decoder_calls", "slices_encoded", "prompts_decoded", "sam_calls")
         return {
             **dict.fromkeys(counts, 0),
             "duration_s": 0.0,
             "taught_share": self.totals["voxels_taught"] / max(1, self.totals["voxels"]),
             "mean_weight": self.totals["weight_sum"] / max(1, self.totals["voxels_taught"]),
+            "sam_share": self.sam_share,
+            "sam_weight": self.sam_weight,
         }
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -13,12 +13,14 @@ from semisam_tf.config import Config
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.device import require_memory_growth
 from semisam_tf.inference.run_folder import read_run, rounds_of
+from semisam_tf.options import OptionError
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.manifest import load_manifest
 from semisam_tf.sam.prompts import prompt_kinds
-from semisam_tf.sam.session import CUDA, SamSession
+from semisam_tf.sam.runtime import CUDA
+from semisam_tf.sam.session import SamSession
 from semisam_tf.sam.trust import OrganPrior, parse
 from semisam_tf.training.pseudolabels import making_of
 from semisam_tf.training.selftest import selftest_of
@@ -38,11 +40,17 @@ def sam_sessions(config: Config) -> list[SamSession]:
     All graphs are run once: SAM's turn may come hours later.
 
     Raises:
+        OptionError: A trust that would have nothing to judge by.
         RuntimeError: From `require_memory_growth`, where CUDA is asked for; and what `SamSession` raises.
     """
     if config.sam_mode == "off":
         return []
-    parse(config.sam_trust)
+    trusts = parse(config.sam_trust)
+    if config.sam_mode == "online" and "prior" in trusts:
+        raise OptionError(
+            "--sam_trust=prior: expected whole scans, since a crop's organ has no size and place to compare. Choose "
+            "--sam_mode=cached or offline, or another trust."
+        )
     providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
     if CUDA in providers:
         require_memory_growth()
@@ -57,9 +65,19 @@ def sam_sessions(config: Config) -> list[SamSession]:
         )
         for folder in config.sam_folders()
     ]
+    if "agreement" in trusts and sum(_answers_of(config, session) for session in sessions) < 2:
+        logging.warning(
+            "--sam_trust=agreement has a single answer of SAM and nothing to compare it with: that is trusted wholly. "
+            "Name more than one --sam_margin_vox or --sam_axis (SAMs of slices) or --sam_dir, or another trust."
+        )
     for session in sessions:
         session.try_out(prompt_kinds(session.manifest, config.sam_prompts))
     return sessions
+
+
+def _answers_of(config: Config, session: SamSession) -> int:
+    """How many answers of a SAM are fused."""
+    return 1 if session.manifest.dims == 3 else len(config.sam_axis) * len(config.sam_margin_vox)
 
 
 def asking_of(config: Config) -> dict[str, Any]:
@@ -102,7 +120,8 @@ def looks_at_labels(config: Config) -> bool:
 def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
     """A branch for each model, axis and margin that the settings name."""
     cache = None
-    if config.sam_mode != "online":
+    # Crops leave it alone; the self-test asks about the same slices again and again.
+    if config.sam_mode != "online" or config.sam_selftest:
         folder = config.sam_cache_dir or Path(config.workdir) / "sam_cache"
         cache = EmbeddingCache(folder, limit_bytes=int(config.sam_cache_gib * 2**30))
     common: dict[str, Any] = {
@@ -128,11 +147,10 @@ def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSessi
     if "prior" in trusts:
         labels = [volume.label for volume in labelled if volume.label is not None]
         prior = OrganPrior.of(labels, [volume.spacing_mm for volume in labelled], config.n_classes)
-    whole_scan = config.sam_mode != "online"
-    ensemble = SamEnsemble(branches, trusts, prior, whole_scan)
+    ensemble = SamEnsemble(branches, trusts, prior, whole_scan=config.sam_mode != "online")
     if "selftest" in trusts or config.sam_selftest:
         found = selftest_of(config, ensemble, labelled, asking_of(config))
-        if "selftest" in trusts and whole_scan:
+        if "selftest" in trusts:
             ensemble.scan_trust = found.trust
     return ensemble
 

@@ -136,7 +136,7 @@ class Training:
 
         SAM's targets and embeddings are not counted: how many there will be depends on the predictions.
         """
-        variables = [*self.student.variables, *self.teacher.variables, *self.optimizer.variables]
+        variables = [variable for group in self._variables().values() for variable in group]
         count = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
         checkpoint.require_room(Path(self.config.workdir) / "checkpoints", count)
 

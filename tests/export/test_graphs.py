@@ -17,7 +17,8 @@ from export.family import Family
 from export.graphs import check_opset, gather_weights, tensors_of, write_graphs
 from export.record import Settings
 from semisam_tf.sam.manifest import load_manifest
-from semisam_tf.sam.session import SamSession, open_session
+from semisam_tf.sam.runtime import open_session
+from semisam_tf.sam.session import SamSession
 
 
 def test_every_free_size_is_free(tiny: Callable[..., Family], tmp_path: Path) -> None:

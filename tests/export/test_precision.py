@@ -18,7 +18,8 @@ from export.graphs import tensors_of, write_graphs
 from export.precision import encoder_bytes, mask_dice, reduce_encoder
 from export.record import ExportError, Settings
 from semisam_tf.sam.manifest import load_manifest
-from semisam_tf.sam.session import SamSession, open_session
+from semisam_tf.sam.runtime import open_session
+from semisam_tf.sam.session import SamSession
 
 WIDTH = 600
 

@@ -16,7 +16,7 @@ from export.graphs import _write_graph
 from export.sam_decoder import POINT_CODES, decoder_inputs, exportable_decoder
 from export.sam_published import box_cases, prompt_cases, published_decoder, published_prompts
 from export.sam_vit import build
-from semisam_tf.sam.session import open_session
+from semisam_tf.sam.runtime import open_session
 
 SIDE = 128
 EMBEDDING, MASK = (256, 8, 8), (32, 32)

@@ -24,7 +24,7 @@ from export.sam_med3d import architecture, build, load
 from export.sam_med3d_decoder import exportable_decoder
 from export.window_attention import exportable_attention
 from semisam_tf.sam.manifest import load_manifest
-from semisam_tf.sam.session import open_session
+from semisam_tf.sam.runtime import open_session
 
 SIDE, HEADS, CHANNELS = 8, 2, 64
 REDUCED_DEPTH = 3

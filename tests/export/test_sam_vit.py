@@ -23,7 +23,7 @@ from export.sam import export
 from export.sam_vit import VARIANTS, build, load, source_sha256
 from export.sam_vit_encoder import _relative, exportable_encoder
 from export.stand_ins import standing_in, torchvision_names
-from semisam_tf.sam.session import open_session
+from semisam_tf.sam.runtime import open_session
 
 SMALL: dict[str, Any] = {"depth": 2, "image_size": 512}
 

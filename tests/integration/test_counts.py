@@ -34,7 +34,8 @@ from semisam_tf.sam.branch import _VIEWS_AT_A_TIME
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.manifest import load_manifest
 from semisam_tf.sam.prompts import component_prompts
-from semisam_tf.sam.session import _DECODER_BATCH, CPU
+from semisam_tf.sam.runtime import CPU
+from semisam_tf.sam.session import _DECODER_BATCH
 from semisam_tf.sam.window import WindowFrame
 from semisam_tf.training.loop import load_data, load_unlabelled
 from semisam_tf.training.pseudolabels import write_target

@@ -1,6 +1,7 @@
 """The commands around unlabelled scans, as a user gives them."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -12,6 +13,7 @@ from semisam_tf.config import Config
 from semisam_tf.data.label_access import outside_runs
 from semisam_tf.data.volumes import find_case, load_volume
 from semisam_tf.training.rounds import train
+from semisam_tf.training.selftest import SELFTEST_FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -40,6 +42,31 @@ def test_pseudolabels_lie_on_their_scan_and_teach(tiny_run, tiny_cohort, tiny_sa
     result = train(Config(**settings))
     assert result["sam"]["taught_share"] > 0.5
     assert result["sam"]["sam_calls"] == 0
+    # Of the scans' voxels those in whose targets SAM has a part: not all, or a target without SAM would look like one.
+    scores = []
+    for case in ("case1", "case2"):
+        with h5py.File(tmp_path / "targets" / f"{case}.h5") as file:
+            scores.append(json.loads(file.attrs["scores"]))
+    assert result["sam"]["sam_share"] == pytest.approx(np.mean([said["weighted_share"] for said in scores]))
+    assert 0 < result["sam"]["sam_share"] < 1
+    assert result["sam"]["sam_weight"] == pytest.approx(np.mean([said["mean_weight"] for said in scores]))
+
+
+def test_a_runs_own_self_test_is_left_as_it_is(tiny_run, tiny_sam, tmp_path):
+    """Targets and ranks ask SAM in other ways than the run did."""
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    record["config"] |= {"sam_selftest": True, "workdir": str(workdir)}
+    (workdir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (workdir / SELFTEST_FILE).write_text("{}", encoding="utf-8")
+    words = [f"--workdir={workdir}", f"--sam_dir={tiny_sam}"]
+    assert rank.main([*words, "--pictures=0"]) == 0
+    targets = tmp_path / "targets"
+    asked = [*words, f"--output={targets}", "--nonifti", "--sam_margin_vox=0,1", "--sam_trust=selftest"]
+    assert pseudolabel.main(asked) == 0
+    assert (workdir / SELFTEST_FILE).read_text(encoding="utf-8") == "{}"
+    assert "crossing" in json.loads((targets / SELFTEST_FILE).read_text(encoding="utf-8"))
 
 
 def test_targets_made_otherwise_are_not_mixed_in(tiny_run, tiny_sam, tmp_path, capsys):

@@ -12,6 +12,7 @@ from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import read_ledger
 from semisam_tf.findings import FAIL
 from semisam_tf.inference.label_audit import audit_run
+from semisam_tf.inference.predictor import Predictor
 from semisam_tf.inference.run_folder import read_run
 from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
@@ -58,6 +59,21 @@ def test_targets_of_the_first_round_teach_the_second(tiny_cohort, tiny_sam, tmp_
         names = []
         a.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and item.size else None)
         assert any((a[name][()] != b[name][()]).any() for name in names)
+
+
+@pytest.mark.parametrize("one_piece", [True, False])
+def test_a_false_island_is_not_taught_where_organs_are_in_one_piece(tiny_cohort, tmp_path, monkeypatch, one_piece):
+    def with_an_island(self, image):
+        probs = np.zeros((*image.shape[:3], 2), np.float32)
+        probs[4:10, 4:10, 4:10, 1] = probs[12:14, 12:14, 12:14, 1] = 0.9
+        probs[..., 0] = 1 - probs[..., 1]
+        return probs
+
+    monkeypatch.setattr(Predictor, "probs", with_an_island)
+    train(config_of(tiny_cohort, tmp_path / "run", None, largest_component=one_piece))
+    for probs, _ in targets_of(tmp_path / "run").values():
+        assert (probs[6:8, 6:8, 6:8, 0] > 200).all()
+        assert (probs[12:14, 12:14, 12:14, 0] > 50).any() != one_piece
 
 
 def test_labels_of_unlabelled_scans_reach_no_target(tiny_cohort, tiny_sam, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from semisam_tf.config import Config
 from semisam_tf.data.volumes import Volume
-from semisam_tf.sam.session import CPU
+from semisam_tf.sam.runtime import CPU
 from semisam_tf.sam.target import dice
 
 

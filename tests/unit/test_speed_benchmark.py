@@ -46,7 +46,8 @@ def write(folder, other_cores=0.0, **rows):
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def test_contestants_take_turns_one_at_a_time(repo_root, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("stay", "order", "processes"), [(True, "a" + "aab" * 2, 2), (False, "aaab" * 2, 4)])
+def test_contestants_take_turns_one_at_a_time(repo_root, monkeypatch, tmp_path, stay, order, processes):
     monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "scribe.py").write_text(
@@ -68,12 +69,12 @@ def test_contestants_take_turns_one_at_a_time(repo_root, monkeypatch, tmp_path):
         name: turns.Contestant("scribe", "tasks", {"name": name, "log": str(log)}, repetitions, warm_up)
         for name, repetitions, warm_up in (("a", 2, True), ("b", 1, False))
     }
-    found = turns.take_turns(contestants, turns=2)
+    found = turns.take_turns(contestants, turns=2, stay=stay)
     lines = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
-    assert [what for _, what, _ in lines] == ["begins", "ends"] * 7
-    # One that warms up; then twice, two of a and one of b.
-    assert "".join(name for name, what, _ in lines if what == "begins") == "a" + "aab" * 2
-    assert len({process for *_, process in lines}) == 2
+    assert [what for _, what, _ in lines] == ["begins", "ends"] * len(order)
+    # a warms up, in each process of its; then two of a and one of b, twice.
+    assert "".join(name for name, what, _ in lines if what == "begins") == order
+    assert len({process for *_, process in lines}) == processes
     assert [len(found[name]["seconds"]["work"]) for name in "ab"] == [4, 2]
     assert all(s >= 0.02 for name in "ab" for s in found[name]["seconds"]["work"])
     assert all(10**7 < found[name]["peak_rss_bytes"] < 10**10 for name in "ab")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semisam_tf.data.volumes import Volume
-from semisam_tf.inference.evaluation import best_median_worst, evaluate_cases, largest_component
+from semisam_tf.inference.evaluation import best_median_worst, evaluate_cases, largest_component, without_islands
 
 SIZE = (4, 4, 4)
 
@@ -111,3 +111,21 @@ def test_the_largest_piece_of_each_class_stays():
     assert kept.dtype == np.uint8
     np.testing.assert_array_equal(largest_component(np.zeros_like(mask)), 0)
     np.testing.assert_array_equal(largest_component(kept), kept)
+
+
+def test_small_islands_become_background():
+    probs = np.zeros((9, 2, 2, 3), np.float32)
+    probs[..., 0] = 1
+    probs[:2] = (0.2, 0.7, 0.1)  # eight voxels
+    probs[3] = (0.6, 0.4, 0)  # background, most likely
+    probs[5, 0, 0] = (0.1, 0.9, 0)  # an eighth of the largest
+    probs[5, 1, 1] = (0.3, 0, 0.7)  # of another class, its only piece
+    probs[7:, 0, :] = (0, 1, 0)  # half of the largest
+    expected = probs.copy()
+    expected[5, 0, 0] = (1, 0, 0)
+    found = without_islands(probs, 0.5)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.float32
+    expected[7:, 0, :] = (1, 0, 0)
+    np.testing.assert_array_equal(without_islands(probs, 0.6), expected)
+    np.testing.assert_array_equal(without_islands(probs, 0.1), probs)

@@ -298,3 +298,20 @@ def test_the_command_fails_prints_and_writes(workdir, tmp_path):
     assert absent.returncode == 1
     assert "Expected a training run in" in absent.stderr
     assert "Traceback" not in absent.stderr
+
+
+def test_another_process_of_the_run_that_opens_a_label_is_seen(workdir):
+    other = workdir / "workers" / "1"
+    other.mkdir(parents=True)
+    ledger = LabelLedger(other, "run2")
+    for case in "ab":
+        ledger.append(case, Path(case), "training")
+    write_run(other, ledger)
+    (workdir / "workers" / "2").mkdir()  # of a process that opened none
+    assert {finding.status for finding in audit_run(workdir).findings} == {OK}
+    opened(other, "c", "training", "run2")
+    audit = audit_run(workdir)
+    (leak,) = [finding for finding in audit.findings if finding.subject == "leak"]
+    assert leak.status == FAIL
+    assert leak.found.startswith("process 1: the label of c was opened once for training")
+    assert audit.learned_from == ("a", "b", "c")

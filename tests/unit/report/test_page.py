@@ -214,6 +214,28 @@ def test_sams_targets(make_run, report_of):
     assert "made before it" in offline.text
 
 
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"sam_share": 0.582, "sam_weight": 0.97}, "SAM has a part in 58.2"),
+        ({"sam_share": 0.0, "sam_weight": 0.0}, "They were made without SAM"),
+    ],
+)
+def test_targets_on_file_are_not_called_sams(make_run, report_of, part, words):
+    workdir = make_run(SAM | {"sam_mode": "offline"}, CASES)
+    history = [json.loads(line) for line in (workdir / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    for entry in history:
+        if "sam" in entry:
+            entry["sam"] |= part
+    (workdir / "history.jsonl").write_text("\n".join(json.dumps(entry) for entry in history) + "\n", encoding="utf-8")
+    page = report_of(workdir)
+    assert "taught by targets on file" in page.one("header").text
+    assert "taught by SAM" not in page.text
+    section = page.one("section", aria_labelledby="sam").text
+    assert words in section
+    assert "calls" not in section
+
+
 def change_run(workdir, **changes):
     run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     (workdir / "run.json").write_text(json.dumps(run | changes), encoding="utf-8")

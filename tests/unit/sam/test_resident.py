@@ -19,7 +19,8 @@ from semisam_tf.sam.cache import EmbeddingCache, quantise
 from semisam_tf.sam.decoder_inputs import Prompts
 from semisam_tf.sam.manifest import Manifest
 from semisam_tf.sam.resident import GATHERING, ROUNDING, ResidentEmbeddings
-from semisam_tf.sam.session import CPU, CUDA, SamCallError, SamSession
+from semisam_tf.sam.runtime import CPU, CUDA
+from semisam_tf.sam.session import SamCallError, SamSession
 
 RNG = np.random.default_rng(5)
 PICTURES = RNG.random((5, 16, 16), np.float32)

@@ -92,7 +92,9 @@ def test_json_round_trip():
 class Perfect:
     """A SAM that knows the truth in the slices below 12, says nothing above."""
 
-    def target(self, image, class_probs, key, spacing_mm):
+    def target(self, image, class_probs, key, rng, spacing_mm):
+        # A branch that sees some of the slices only draws them.
+        assert isinstance(rng, np.random.Generator)
         truth = np.eye(2, dtype=np.float32)[(image[..., 0] > 0).astype(int)]
         weight = np.ones(image.shape[:3], np.float32)
         weight[:, :, 12:] = 0
@@ -110,7 +112,7 @@ def test_run_scores_against_the_label_where_sam_says_something():
 
 
 class Silent:
-    def target(self, image, class_probs, key, spacing_mm):
+    def target(self, image, class_probs, key, rng, spacing_mm):
         return SamTarget.silent(class_probs.shape)
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from semisam_tf.sam.decoder_inputs import Prompts
 from semisam_tf.sam.manifest import Manifest, Scaling, Tensor
-from semisam_tf.sam.session import CPU, CUDA, SamCallError, SamSession, open_session, pictures_a_run
+from semisam_tf.sam.runtime import CPU, CUDA, open_session
+from semisam_tf.sam.session import SamCallError, SamSession, pictures_a_run
 
 
 def test_encoder_sees_the_picture_in_every_channel(session: SamSession) -> None:

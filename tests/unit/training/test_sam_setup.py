@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import types
 
 import pytest
 
 from semisam_tf.config import Config
-from semisam_tf.options import run_command
-from semisam_tf.sam.session import CPU, CUDA
+from semisam_tf.options import OptionError, run_command
+from semisam_tf.sam.runtime import CPU, CUDA
 from semisam_tf.training import sam_setup
 
 CONFIG = Config(sam_mode="online", sam_dir="a,b", sam_providers=f"{CUDA}, {CPU}")
@@ -65,4 +66,29 @@ def test_what_the_user_says_of_growth_stands(opened, monkeypatch, capsys):
     words = ["--sam_mode=online", "--sam_dir=a", f"--sam_providers={CUDA}"]
     assert run_command(Config, "p", words, lambda config: len(sam_setup.sam_sessions(config))) == 1
     assert "error: Expected TF_FORCE_GPU_ALLOW_GROWTH=true" in capsys.readouterr().err
+    assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "dims", "warned"),
+    [
+        ({}, 2, True),
+        ({"sam_margin_vox": (0, 2)}, 3, True),
+        ({"sam_margin_vox": (0, 2)}, 2, False),
+        ({"sam_axis": (0, 1)}, 2, False),
+        ({"sam_dir": "a,b"}, 3, False),
+        ({"sam_trust": "prior"}, 2, False),
+    ],
+)
+def test_agreement_of_a_single_answer_is_warned_of(opened, monkeypatch, caplog, changes, dims, warned):
+    monkeypatch.setattr(sam_setup.SamSession, "manifest", types.SimpleNamespace(dims=dims))
+    config = Config(**{"sam_mode": "cached", "sam_dir": "a", "sam_trust": "agreement", "sam_providers": CPU} | changes)
+    sam_setup.sam_sessions(config)
+    assert ("a single answer of SAM" in caplog.text) == warned
+
+
+def test_a_prior_on_organs_is_no_trust_in_crops(opened):
+    config = Config(sam_mode="online", sam_dir="a", sam_trust="iou,prior", sam_providers=CPU)
+    with pytest.raises(OptionError, match="--sam_trust=prior: expected whole scans"):
+        sam_setup.sam_sessions(config)
     assert opened == []
