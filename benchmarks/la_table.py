@@ -100,6 +100,7 @@ _PAIRS = [
     *((name, f"{name}_{whose}_targets") for name in _FRAMEWORKS for whose in ("own", "sam")),
     ("config_without_sam", "config"),
     ("config", "config_longer_rounds"),
+    ("config_ua_mt", "config"),
 ]
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
 CONFIGS = {
@@ -107,6 +108,13 @@ CONFIGS = {
     "config_without_sam": ("--sam_dir=",),
     "config_longer_rounds": ("--round_steps=600", "--max_steps=1200"),
     "config_1500_steps": ("--max_steps=1500",),
+    "config_ua_mt": (
+        "--sam_mode=off",
+        "--rounds=1",
+        "--method=uncertainty_aware_mean_teacher",
+        "--labeled_per_batch=2",
+        "--max_steps=2000",
+    ),
 }
 # Where SAM teaches in the flagfile, and so something is to be left out.
 _DEFAULT_LABELED = {
@@ -114,6 +122,7 @@ _DEFAULT_LABELED = {
     "config_without_sam": ["1", "4"],
     "config_longer_rounds": ["1"],
     "config_1500_steps": ["4"],
+    "config_ua_mt": ["2"],
 }
 
 
