@@ -155,19 +155,27 @@ def in_a_process_of_its_own(kind: str) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line for each way of keeping scans."""
+    """Markdown table: a line for each way of keeping scans."""
     some = result[KINDS[0]]
-    lines = [f"{some['cases']} scans, {some['voxel_mib']:.0f} MiB in the training grid; {some['steps']} steps"]
-    lines.append(
-        f"{'':<11} {'set-up s':>9} {'steps/s':>8} {'waiting':>8} {'peak MiB':>9} {'anonymous':>10} {'grown by':>9}"
-    )
+    lines = [
+        f"{some['cases']:,} scans, {some['voxel_mib']:.0f} MiB in the training grid; {some['steps']} steps",
+        "",
+        "| kept | set-up, s | steps/s | wait for data | peak memory, MiB | of it the process's own | grown by |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for kind in KINDS:
         row = result[kind]
         own = row["peak"]["anonymous_mib"] - row["before"]["anonymous_mib"]
-        lines.append(
-            f"{kind:<11} {row['set_up_s']:>9.1f} {row['steps_per_s']:>8.2f} {row['wait_share']:>8.1%} "
-            f"{row['peak']['rss_mib']:>9.0f} {row['peak']['anonymous_mib']:>10.0f} {own:>9.0f}"
-        )
+        cells = [
+            kind,
+            f"{row['set_up_s']:.1f}",
+            f"{row['steps_per_s']:.2f}",
+            f"{row['wait_share']:.1%}",
+            f"{row['peak']['rss_mib']:.0f}",
+            f"{row['peak']['anonymous_mib']:.0f}",
+            f"{own:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

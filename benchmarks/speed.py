@@ -71,9 +71,8 @@ _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 def forward(shape: str) -> dict[str, Any]:
     """A forward pass."""
     arguments = SHAPES[shape]
-    counted = {name: arguments[name] for name in ("batch", "size", "filters")}
     return _beside_torch("forward", arguments, FORWARDS.get(shape, 2)) | {
-        "gflop": alone("torch_vnet", "forward_gflop", **counted)
+        "gflop": alone("torch_vnet", "forward_gflop", **_counted(arguments))
     }
 
 
@@ -109,6 +108,15 @@ def ua_mt() -> dict[str, Any]:
 def ua_mt_passes() -> dict[str, Any]:
     """UA-MT's eight teacher passes, and one forward of the teacher on the same items."""
     return _measured(UNLABELLED_TOO, ours=Contestant("speed_ours", "teacher_passes", UNLABELLED_TOO, repetitions=2))
+
+
+def operations(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Where the time goes of what another row measures."""
+    return {
+        "arguments": arguments,
+        "tasks": alone("speed_ours", "operations", of=function, arguments=arguments, repetitions=5),
+        "gflop": alone("torch_vnet", "forward_gflop_by_layer", **_counted(arguments)),
+    }
 
 
 def sam_modes() -> dict[str, Any]:
@@ -165,6 +173,10 @@ def sustained() -> dict[str, Any]:
     return alone("speed_ours", "sustained", data_dir=_DATA_DIR.value, minutes=10)
 
 
+def _counted(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: arguments[name] for name in ("batch", "size", "filters")}
+
+
 def _beside_torch(function: str, arguments: dict[str, Any], repetitions: int) -> dict[str, Any]:
     last = arguments | {"channels_last": True}
     return _measured(
@@ -201,6 +213,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "mean_teacher": mean_teacher,
     "ua_mt": ua_mt,
     "ua_mt_passes": ua_mt_passes,
+    "operations_forward_cpu": lambda: operations("forward", SHAPES["cpu"]),
+    "operations_ua_mt_passes": lambda: operations("teacher_passes", UNLABELLED_TOO),
     "micro_batch": micro_batch,
     "devices": devices,
     "semisam": semisam,

@@ -7,6 +7,7 @@ importing semisam_tf comes before it.
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 import tempfile
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sam_steps import Loaded, be_deterministic, la_config, load, steps_in_turns
+from tracing import Operation, seconds_by, traced
 from turns import Tasks
 
 from semisam_tf.config import PRESETS, Config
@@ -60,6 +62,7 @@ def teacher_passes(**settings: Any) -> Tasks:
     be_deterministic()
     import tensorflow as tf
 
+    from semisam_tf.models.softmax import softmax
     from semisam_tf.semi import losses
 
     training = _training("uncertainty_aware_mean_teacher", **settings)
@@ -69,11 +72,41 @@ def teacher_passes(**settings: Any) -> Tasks:
     @tf.function
     def eight(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         passes = [teacher(images + noise([*images.shape], step, 1 + i), training=True) for i in range(_PASSES)]
-        return losses.entropy(tf.add_n([tf.nn.softmax(logits) for logits in passes]) / _PASSES)
+        return losses.entropy(tf.add_n([softmax(logits) for logits in passes]) / _PASSES)
 
     one = tf.function(lambda images: teacher(images, training=True))
     step = tf.constant(0, tf.int64)
     return {"eight": lambda: eight(images, step).numpy(), "one": lambda: one(images).numpy()}
+
+
+def operations(of: str, arguments: dict[str, Any], repetitions: int) -> dict[str, Any]:
+    """Where the time of the tasks of another function of this module goes, that of each task in a call.
+
+    Returns:
+        Task -> "seconds", with nobody looking; "kinds": kind of operation -> seconds, with the profiler looking, and
+        "convolutions": layer -> seconds.
+    """
+    found = {}
+    for name, task in globals()[of](**arguments).items():
+        task()
+        began_s = time.perf_counter()
+        for _ in range(repetitions):
+            task()
+        seconds = (time.perf_counter() - began_s) / repetitions
+        seen = traced(task, repetitions)
+        found[name] = {
+            "seconds": seconds,
+            "kinds": seconds_by(lambda operation: operation.kind, seen, repetitions),
+            "convolutions": seconds_by(_layer_of_convolution, seen, repetitions),
+        }
+    return found
+
+
+def _layer_of_convolution(operation: Operation) -> str:
+    """Published name of the layer; empty of other operations. The graph's is "vnet_1/block_one.conv.0_1/BiasAdd"."""
+    if "Conv3D" not in operation.kind:
+        return ""
+    return re.sub(r"_\d+$", "", operation.name.split("/")[1])
 
 
 def semisam(sam_dir: str, batch: int, size: tuple[int, ...], **settings: Any) -> Tasks:

@@ -14,6 +14,19 @@ Results = Mapping[str, dict[str, Any]]
 
 # A row during which other programs kept more cores busy on average has a star.
 QUIET_CORES = 0.1
+# Operations that take less of the time are not in the tables.
+_LEAST_SHARE = 0.01
+# Layer -> group of V-Net's convolutions; the numbers are channels.
+_GROUPS = {
+    "block_one": "full resolution, from 1 channel to {0}",
+    "block_nine": "full resolution, {0} to {0}",
+    "out_conv": "full resolution, {0} to the classes",
+    **dict.fromkeys(("block_two", "block_eight"), "half, {1} to {1}"),
+    **dict.fromkeys(("block_three", "block_seven"), "quarter, {2} to {2}"),
+    **dict.fromkeys(("block_four", "block_six", "block_five"), "below, {3} and {4}"),
+    **{f"block_{name}_dw": "down, stride 2" for name in ("one", "two", "three", "four")},
+    **{f"block_{name}_up": "up, stride 2" for name in ("five", "six", "seven", "eight")},
+}
 # Visits of a scan for each target, of the `cpu` preset.
 VISITS = 50
 WHO = {
@@ -168,7 +181,38 @@ def tables(results: Results) -> str:
     modes = ["| sam_mode | s a step, median (range) | steps | of the step without SAM |", "|---|---|---|---|"]
     modes += _modes(results["sam_modes"]) if "sam_modes" in results else []
     rest = ["| | |", "|---|---|", *_rest(results)]
-    return "\n\n".join("\n".join(lines) for lines in (goals, beside, modes, rest))
+    layers = ["| convolutions | of the arithmetic | of the time | GFLOP/s |", "|---|---|---|---|"]
+    layers += _layers(results["operations_forward_cpu"]) if "operations_forward_cpu" in results else []
+    passes = ["| operation | eight passes, s | one pass, s |", "|---|---|---|"]
+    passes += _kinds(results["operations_ua_mt_passes"]) if "operations_ua_mt_passes" in results else []
+    return "\n\n".join("\n".join(lines) for lines in (goals, beside, modes, rest, layers, passes))
+
+
+def _layers(result: dict[str, Any]) -> list[str]:
+    """A forward pass's convolutions by how many channels they make, then all that is none."""
+    found, filters = result["tasks"]["step"], result["arguments"]["filters"]
+    total_s = sum(found["kinds"].values())
+    groups: dict[str, list[str]] = {}
+    for name in found["convolutions"]:
+        groups.setdefault(_GROUPS[name.split(".")[0]].format(*(filters * n for n in (1, 2, 4, 8, 16))), []).append(name)
+    lines = []
+    for group, names in groups.items():
+        gflop, seconds = (sum(source[name] for name in names) for source in (result["gflop"], found["convolutions"]))
+        shares = f"{gflop / sum(result['gflop'].values()):.0%} | {seconds / total_s:.0%}"
+        lines.append(f"| {group}{_star(result)} | {shares} | {gflop / seconds:.0f} |")
+    rest = {kind: s for kind, s in found["kinds"].items() if "Conv3D" not in kind and s > _LEAST_SHARE * total_s}
+    return lines + [f"| no convolution: {kind} | - | {s / total_s:.0%} | - |" for kind, s in rest.items()]
+
+
+def _kinds(result: dict[str, Any]) -> list[str]:
+    """Seconds of each kind of operation in UA-MT's eight passes and in one."""
+    eight, one = (result["tasks"][task]["kinds"] for task in ("eight", "one"))
+    least_s = _LEAST_SHARE * sum(eight.values())
+    lines = [
+        f"| {kind}{_star(result)} | {s:.2f} | {one.get(kind, 0):.2f} |" for kind, s in eight.items() if s > least_s
+    ]
+    clock = [f"{result['tasks'][task]['seconds']:.2f}" for task in ("eight", "one")]
+    return [*lines, f"| by the clock, with nobody looking{_star(result)} | {clock[0]} | {clock[1]} |"]
 
 
 def _beside(name: str, result: dict[str, Any], who: str) -> str:

@@ -85,11 +85,19 @@ class VNet(nn.Module):
         return self.out_conv(self.dropout(x9))
 
 
-def forward_gflop(batch: int, size: tuple[int, ...], channels: int = 1, n_classes: int = 2, filters: int = 16) -> float:
+def forward_gflop(batch: int, size: tuple[int, ...], filters: int) -> float:
     """Arithmetic of one forward pass in 1e9 operations, convolutions only: a product and a sum are two.
 
     Counted on shapes alone; nothing is computed.
     """
+    return sum(forward_gflop_by_layer(batch, size, filters).values())
+
+
+def forward_gflop_by_layer(batch: int, size: tuple[int, ...], filters: int) -> dict[str, float]:
+    """`forward_gflop` of each convolution, by the published name of its layer."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
-        VNet(channels, n_classes, filters).eval()(torch.empty(batch, channels, *size))
-    return counter.get_total_flops() / 1e9
+        net = VNet(1, 2, filters).eval()
+        net(torch.empty(batch, 1, *size))
+    layers = {f"VNet.{name}": name for name, module in net.named_modules() if not [*module.children()]}
+    counts = counter.get_flop_counts()
+    return {layers[name]: sum(counts[name].values()) / 1e9 for name in layers if name in counts}

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/results.md and docs/speed.md from the committed results: python docs/make_results.py.
+"""Writes the tables of docs/results.md, docs/speed.md and docs/scale.md from the committed results: python docs/make_results.py.
 
 A table stands between `<!-- name -->` and `<!-- end -->`; its text is what the benchmark prints of the results that are
 there. A test holds that the pages are what this writes.
@@ -27,7 +27,10 @@ TABLES: dict[str, dict[str, tuple[str, int | None]]] = {
         "speed_rows": ("speed", 1),
         "speed_sam": ("speed", 2),
         "speed_rest": ("speed", 3),
+        "speed_layers": ("speed", 4),
+        "speed_passes": ("speed", 5),
     },
+    "scale.md": {"many_scans": ("many_scans", None)},
 }
 
 

@@ -24,6 +24,7 @@ from semisam_tf.inference.run_folder import REMEDY, read_result, read_run
 from semisam_tf.inference.sliding_window import predict_probs, predict_whole
 from semisam_tf.models.folding import folded_into
 from semisam_tf.models.registry import build_network
+from semisam_tf.models.softmax import softmax
 
 # Told how many windows are done, and of how many.
 OnWindow = Callable[[int, int], None]
@@ -116,7 +117,7 @@ class Predictor:
         # Traced once per batch size: instance normalisation is faster where the size is known. Whole scans are all of
         # other sizes, and tracing takes longer than predicting one.
         any_size = [tf.TensorSpec([None, None, None, None, self.channels])] if whole_scan else None
-        self._forward = tf.function(lambda x: tf.nn.softmax(model(x, training=False)), input_signature=any_size)
+        self._forward = tf.function(lambda x: softmax(model(x, training=False)), input_signature=any_size)
 
     def crop_probs(self, images: np.ndarray) -> np.ndarray:
         """Softmax of crops [B, *patch_size, C] -> [B, *patch_size, K] float32."""

@@ -21,6 +21,7 @@ from semisam_tf.data.orientation import AxisOrder
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.sliding_window import predict_probs
+from semisam_tf.models.softmax import softmax
 
 # In the workdir: state of the coarse stage while it trains, and its result. Its weights lie beside the others.
 COARSE_FOLDER = "coarse"
@@ -196,7 +197,7 @@ class Locator:
         self.config = config
         x, y, z = config.coarse_spacing_mm
         self.preprocessing = Preprocessing(config.lower_percentile, config.upper_percentile, (x, y, z))
-        self._forward = tf.function(lambda images: tf.nn.softmax(model(images, training=False)))
+        self._forward = tf.function(lambda images: softmax(model(images, training=False)))
 
     def locate(self, volume: Volume) -> Region:
         """The box around the large pieces of every class, in the scan's own voxels.

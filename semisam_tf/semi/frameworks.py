@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from semisam_tf.models.softmax import softmax
 from semisam_tf.semi import copy_paste, losses
 
 Terms = dict[str, tf.Tensor]
@@ -79,13 +80,13 @@ def _supervised(batch_logits: tf.Tensor, labels: tf.Tensor, prefix: str = "") ->
     logits = batch_logits[: labels.shape[0]]
     return {
         f"{prefix}cross_entropy": losses.cross_entropy(logits, labels),
-        f"{prefix}dice": losses.dice_loss(tf.nn.softmax(logits), labels),
+        f"{prefix}dice": losses.dice_loss(softmax(logits), labels),
     }
 
 
 def mean_teacher(inputs: Inputs) -> Terms:
     """Mean teacher: one noisy teacher pass, distance over all items, labelled ones too (as published)."""
-    teacher_probs = tf.nn.softmax(inputs.teacher(inputs.images, 0))
+    teacher_probs = softmax(inputs.teacher(inputs.images, 0))
     consistency = losses.mean_teacher_distance(inputs.distance(inputs.student_logits, teacher_probs))
     return supervised(inputs) | {"consistency": consistency}
 
@@ -98,8 +99,8 @@ def uncertainty_aware_mean_teacher(inputs: Inputs) -> Terms:
     """
     first = inputs.labels.shape[0]
     images = inputs.images[first:]
-    target = tf.nn.softmax(inputs.teacher(images, 0))
-    mean = tf.add_n([tf.nn.softmax(inputs.teacher(images, 1 + i)) for i in range(inputs.passes)]) / inputs.passes
+    target = softmax(inputs.teacher(images, 0))
+    mean = tf.add_n([softmax(inputs.teacher(images, 1 + i)) for i in range(inputs.passes)]) / inputs.passes
     consistency = losses.uncertainty_masked_distance(
         inputs.distance(inputs.student_logits[first:], target), losses.entropy(mean), inputs.entropy_threshold
     )
@@ -134,7 +135,7 @@ def bidirectional_copy_paste(inputs: Inputs) -> Terms:
     )
     mixtures = copy_paste.draw(inputs.key, first, batch, size, inputs.mixes_unlabelled)
     logits, target = inputs.student(mixtures.of(inputs.images)), mixtures.of(labels)
-    probs = tf.nn.softmax(logits)
+    probs = softmax(logits)
     real = mixtures.of(tf.reshape(tf.cast(tf.range(batch) < first, probs.dtype), [batch, 1, 1, 1]))
     return {
         "cross_entropy": losses.cross_entropy(logits, target, where=real),
@@ -179,7 +180,7 @@ def deep_adversarial_network(inputs: Inputs) -> Terms:
     """
     if inputs.discriminator is None:
         raise ValueError("Expected a discriminator: a deep adversarial network has one. Received: none.")
-    first, probs = inputs.labels.shape[0], tf.nn.softmax(inputs.student_logits)
+    first, probs = inputs.labels.shape[0], softmax(inputs.student_logits)
     labelled = tf.cast(tf.range(probs.shape[0]) < first, tf.int32)
     misled = inputs.discriminator(probs[first:], inputs.images[first:], False)
     told = inputs.discriminator(tf.stop_gradient(probs), inputs.images, True)

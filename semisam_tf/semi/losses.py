@@ -11,6 +11,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from semisam_tf.distribution.replicas import summed
+from semisam_tf.models.softmax import softmax
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, where: tf.Tensor | None = None) -> tf.Tensor:
@@ -45,7 +46,7 @@ def dice_loss(probs: tf.Tensor, labels: tf.Tensor, smooth: float = 1e-5, where: 
 
 def squared_distance(student_logits: tf.Tensor, teacher_probs: tf.Tensor) -> tf.Tensor:
     """Squared differences of softmax and target, [B, X, Y, Z, K]."""
-    return tf.math.squared_difference(tf.nn.softmax(student_logits), teacher_probs)
+    return tf.math.squared_difference(softmax(student_logits), teacher_probs)
 
 
 def kl_distance(student_logits: tf.Tensor, teacher_probs: tf.Tensor) -> tf.Tensor:
@@ -102,7 +103,7 @@ def target_cross_entropy(student_logits: tf.Tensor, target_probs: tf.Tensor, wei
         weight: [U, X, Y, Z] in [0, 1].
     """
     entropy = tf.reduce_mean(weight * tf.nn.softmax_cross_entropy_with_logits(target_probs, student_logits))
-    student, target = tf.nn.softmax(student_logits)[..., 1:], target_probs[..., 1:]
+    student, target = softmax(student_logits)[..., 1:], target_probs[..., 1:]
     axes, voxel_weight = [0, 1, 2, 3], weight[..., None]
     overlap = summed(tf.reduce_sum(voxel_weight * student * target, axes))
     size = summed(tf.reduce_sum(voxel_weight * (student * student + target * target), axes))

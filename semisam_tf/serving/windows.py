@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from semisam_tf import geometry
 from semisam_tf.inference.sliding_window import STRIDE, WHOLE_SCAN_MOST, WHOLE_SCAN_OVERLAP
+from semisam_tf.models.softmax import softmax
 
 # Windows float32 [1, x, y, z, C] -> logits float32 [1, x, y, z, K].
 Network = Callable[[tf.Tensor], tf.Tensor]
@@ -72,7 +73,7 @@ def predict_probs(
         z = starts[2][index % counts[2]]
         begin = tf.stack([x, y, z, 0])
         patch = tf.ensure_shape(tf.slice(padded, begin, [*window, channels]), [None, None, None, channels])
-        probs = tf.nn.softmax(network(patch[None]))[0]
+        probs = softmax(network(patch[None]))[0]
         # The sum of weights is one more channel: probabilities and weights are then written in one step.
         added = tf.slice(total, begin, patch_size) + tf.concat([probs * weights, weights], axis=-1)
         # In place, as nothing else holds `total` by then; `tf.pad` and a sum would cost a volume for each window.

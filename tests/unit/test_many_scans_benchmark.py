@@ -34,8 +34,8 @@ def test_cases_are_made_once_and_a_line_says_what_each_way_takes(load_benchmark,
         "cases": 1000, "steps": 300, "set_up_s": 12.34, "steps_per_s": 5.678, "wait_share": 0.25, "voxel_mib": 1600.0,
         "before": {"rss_mib": 500.0, "anonymous_mib": 200.0}, "peak": {"rss_mib": 3000.0, "anonymous_mib": 2200.0},
     }  # fmt: skip
-    title, head, *lines = many_scans.table(dict.fromkeys(many_scans.KINDS, row)).splitlines()
-    assert title == "1000 scans, 1600 MiB in the training grid; 300 steps"
-    assert lines[0].split() == ["memory", "12.3", "5.68", "25.0%", "3000", "2200", "2000"]
-    assert [line.split()[0] for line in lines] == list(many_scans.KINDS)
-    assert len(head) == len(lines[0])
+    title, _, head, _, *lines = many_scans.table(dict.fromkeys(many_scans.KINDS, row)).splitlines()
+    assert title == "1,000 scans, 1600 MiB in the training grid; 300 steps"
+    assert lines[0] == "| memory | 12.3 | 5.68 | 25.0% | 3000 | 2200 | 2000 |"
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == list(many_scans.KINDS)
+    assert head.count("|") == lines[0].count("|")

@@ -175,7 +175,7 @@ def test_the_modes_of_sam_count_a_targets_share(speed, tmp_path):
         "online": {"step_s": [], "targets": [], "slices_encoded": []},
     }
     write(tmp_path, sam_modes={"arguments": {"limit_s": 300.0}, "modes": modes})
-    goals, _, table, _ = speed.table().split("\n\n")
+    goals, _, table, *_ = speed.table().split("\n\n")
     assert table.splitlines()[2:] == [
         "| off | 1.00 (1.00 to 1.00) | 2 | 1.00 |",
         "| cached | 1.10 without a target, 2.00 for each | 3 | 1.18 at a target every 50 visits |",
@@ -185,7 +185,7 @@ def test_the_modes_of_sam_count_a_targets_share(speed, tmp_path):
     assert "| mean step with SAM cached, to one without SAM | at most 1.15 | 1.18 | **missed** |" in goals
     modes["cached"] = modes["online"]
     write(tmp_path, sam_modes={"arguments": {"limit_s": 60.0}, "modes": modes})
-    goals, _, table, _ = speed.table().split("\n\n")
+    goals, _, table, *_ = speed.table().split("\n\n")
     assert "| cached | skipped: over 60 s to warm up | 0 | - |" in table
     assert "| mean step with SAM cached, to one without SAM | at most 1.15 | - | not measured |" in goals
 
@@ -338,3 +338,42 @@ def test_steps_are_taken_for_so_long(ours):
     assert training.step == 2 + len(marks)
     assert [b - a >= 0 for (_, a, _), (_, b, _) in itertools.pairwise(marks)] == [True] * (len(marks) - 1)
     assert 10**8 < marks[-1][2] < 10**10
+
+
+def test_operations_are_traced_by_kind_and_layer(ours):
+    found = ours.operations("forward", TINY, repetitions=2)["step"]
+    assert found["seconds"] > 0
+    # Seconds a call: were they of all calls, there would be more than the clock's, on which two may run side by side.
+    assert 0 < sum(found["kinds"].values()) < 5 * found["seconds"]
+    assert any("Conv3D" in kind for kind in found["kinds"])
+    assert not any("PartitionedCall" in kind for kind in found["kinds"])
+    assert {"block_one.conv.0", "block_nine.conv.0", "block_eight_up.conv.0", "out_conv"} <= set(found["convolutions"])
+    convolutions = sum(seconds for kind, seconds in found["kinds"].items() if "Conv3D" in kind)
+    assert sum(found["convolutions"].values()) == pytest.approx(convolutions)
+
+
+def test_the_tables_of_what_holds_it(speed, tmp_path):
+    forward = {
+        "seconds": 0.2,
+        "kinds": {"FusedConv3D": 0.15, "Norm": 0.05, "Relu": 1e-6},
+        "convolutions": {"block_nine.conv.0": 0.05, "block_two.conv.0": 0.06, "block_eight.conv.3": 0.04},
+    }
+    gflop = {"block_nine.conv.0": 10.0, "block_two.conv.0": 20.0, "block_eight.conv.3": 10.0}
+    passes = {"eight": {"seconds": 6.0, "kinds": {"FusedConv3D": 9.0, "Noise": 1.0, "Log": 0.01}}}
+    passes["one"] = {"seconds": 0.75, "kinds": {"FusedConv3D": 0.7}}
+    write(
+        tmp_path,
+        operations_forward_cpu={"arguments": {"filters": 8}, "tasks": {"step": forward}, "gflop": gflop},
+        operations_ua_mt_passes={"arguments": {}, "tasks": passes, "gflop": gflop},
+    )
+    layers, kinds = speed.table().split("\n\n")[-2:]
+    assert layers.splitlines()[2:] == [
+        "| full resolution, 8 to 8 | 25% | 25% | 200 |",
+        "| half, 16 to 16 | 75% | 50% | 300 |",
+        "| no convolution: Norm | - | 25% | - |",
+    ]
+    assert kinds.splitlines()[2:] == [
+        "| FusedConv3D | 9.00 | 0.70 |",
+        "| Noise | 1.00 | 0.00 |",
+        "| by the clock, with nobody looking | 6.00 | 0.75 |",
+    ]
