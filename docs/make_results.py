@@ -1,4 +1,4 @@
-"""Writes the tables of docs/results.md, docs/speed.md and docs/scale.md from the committed results: python docs/make_results.py.
+"""Writes the tables of docs/ from the committed results: python docs/make_results.py.
 
 A table stands between `<!-- name -->` and `<!-- end -->`; its text is what the benchmark prints of the results that are
 there. A test holds that the pages are what this writes.

@@ -69,7 +69,7 @@ def command(data_dir, workdir, *more):
     return [
         sys.executable, "-m", "semisam_tf.train", f"--data_dir={data_dir}", f"--workdir={workdir}", "--labeled=2",
         "--filters=2", "--dropout=0", "--patch_size=32,32,32", f"--max_steps={STEPS}", "--checkpoint_every=2",
-        "--log_every=1", "--method=mean_teacher", "--normalisation=batch", "--optimizer=sgd", "--learning_rate=0.0003",
+        "--log_every=1", "--method=mean_teacher", "--optimizer=sgd", "--learning_rate=0.0003",
         *more,
     ]  # fmt: skip
 
@@ -98,30 +98,44 @@ def end(processes, timeout_s=300):
 
 
 def weights(workdir, step):
-    """The student's state after so many steps, one long row."""
+    """The student's state after so many steps, array by array."""
     with h5py.File(workdir / "checkpoints" / f"step_{step:08d}.h5") as file:
-        arrays = [item[()] for item in file["student"].values()]
-    return np.concatenate([array.ravel() for array in arrays if array.dtype.kind == "f"])
+        arrays = {name: item[()] for name, item in file["student"].items()}
+    return {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, tiny_cohort):
-    """The workdir of the same run in one process."""
+@pytest.fixture(scope="module", params=["instance", "batch"])
+def alone(request, tmp_path_factory, tiny_cohort):
+    """The workdir of the same run in one process, and its normalisation."""
     workdir = tmp_path_factory.mktemp("alone")
-    done = subprocess.run(command(tiny_cohort, workdir), capture_output=True, encoding="utf-8", check=False)
+    words = command(tiny_cohort, workdir, f"--normalisation={request.param}")
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    return workdir
+    return workdir, request.param
 
 
 def assert_like(workdir, alone):
-    """To a hundredth of what the last steps moved: so small a network on so small crops magnifies rounding."""
-    before, after = weights(alone, STEPS - 2), weights(alone, STEPS)
-    assert np.abs(weights(workdir, STEPS) - after).max() < 0.01 * np.abs(after - before).max()
+    """Each kernel moved in the last steps as it did alone; with batch norm its statistics are the same.
+
+    Batch norm divides by sums over a batch that TensorFlow adds up one by one, in float32: in another order they differ
+    by 1e-4, and twenty layers make a tenth of it in the gradient of the first. So gradients are compared without it.
+    """
+    alone_in, normalisation = alone
+    before, after, found = weights(alone_in, STEPS - 2), weights(alone_in, STEPS), weights(workdir, STEPS)
+    if normalisation == "batch":
+        moved = max(np.abs(after[name] - before[name]).max() for name in after)
+        assert max(np.abs(found[name] - after[name]).max() for name in after) < 0.01 * moved
+        return
+    kernels = [name for name, array in after.items() if array.ndim == 5]
+    assert len(kernels) == 30
+    for name in kernels:
+        off = np.linalg.norm(found[name] - after[name]) / np.linalg.norm(after[name] - before[name])
+        assert off < 0.01, (name, after[name].shape)
 
 
 def test_two_processes_end_with_the_weights_of_one_and_the_chief_alone_writes(tmp_path, tiny_cohort, alone, start):
     workdir = tmp_path / "shared"
-    words = command(tiny_cohort, workdir)
+    words = command(tiny_cohort, workdir, f"--normalisation={alone[1]}")
     codes, logs = end(start(words, words))
     assert codes == [0, 0], logs
     assert "each batch is shared by 2 devices" in logs[1]
@@ -133,7 +147,7 @@ def test_two_processes_end_with_the_weights_of_one_and_the_chief_alone_writes(tm
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(tmp_path, tiny_cohort, alone, start):
     workdir = tmp_path / "shared"
-    words = command(tiny_cohort, workdir)
+    words = command(tiny_cohort, workdir, f"--normalisation={alone[1]}")
     processes = start(words, words)
     path, give_up = workdir / "checkpoints" / "step_00000002.h5", time.monotonic() + 240
     while not path.exists():
