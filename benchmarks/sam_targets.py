@@ -103,7 +103,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
             default_spacing_mm=settings.default_spacing_mm or None,
         )  # fmt: skip
         grid = preprocessing.to_training_grid(scan, settings.n_classes)
-        predicted = predictor.probs(grid.image)
+        predicted = predictor.probs_for_targets(grid.image)
         truth = grid.label > 0
         alone, _ = fuse(SamTarget.silent(predicted.shape), predicted, "mean", SMOOTHING_VOX)
         rows = {

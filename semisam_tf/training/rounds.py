@@ -19,9 +19,8 @@ from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume, find_case
 from semisam_tf.distribution.devices import require_shares, together
-from semisam_tf.inference.evaluation import without_islands
 from semisam_tf.inference.label_audit import labels_behind
-from semisam_tf.inference.predictor import load_predictor
+from semisam_tf.inference.predictor import SMALLEST_PIECE, load_predictor
 from semisam_tf.inference.run_folder import read_run, run_id_of
 from semisam_tf.options import OptionError
 from semisam_tf.sam.ensemble import SamEnsemble
@@ -39,9 +38,6 @@ from semisam_tf.workdir import ROUNDS_FOLDER
 
 # Apart enough that the rounds of neighbouring seeds never meet.
 _SEED_STRIDE = 1000
-# Share of a prediction's largest piece below which another is left out of targets. Chosen on the left atrium's
-# development scans (docs/results.md), where 0.3 and 0.5 do the same.
-_SMALLEST_PIECE = 0.3
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -141,7 +137,7 @@ def make_targets(
             **asking_of(config),
             **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
             # Where it is off, older folders were made alike.
-            **({"smallest_piece": _SMALLEST_PIECE} if config.largest_component else {}),
+            **({"smallest_piece": SMALLEST_PIECE} if config.largest_component else {}),
         }
         require_same_making(folder, making)
         missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
@@ -156,10 +152,7 @@ def make_targets(
         sam = _Asking(config, ensemble, folder)
         for number, case_id in enumerate(missing, start=1):
             (volume,) = load_unlabelled(config, [case_id], cut, cache)
-            predicted = predictor.probs(volume.image)
-            if config.largest_component:
-                # Else a false island would get a box of its own, and be taught.
-                predicted = without_islands(predicted, _SMALLEST_PIECE)
+            predicted = predictor.probs_for_targets(volume.image)
             said = sam.target(volume, predicted)
             probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
             write_target(folder, case_id, probs, weight, said.scores, cut.regions[case_id])

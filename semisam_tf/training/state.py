@@ -71,7 +71,7 @@ class Training:
         elif sessions:
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
             ensemble = sam_ensemble(config, labelled, sessions)
-            sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs, unlabelled, oracle)
+            sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs_for_targets, unlabelled, oracle)
         adversary = _adversary(config, channels) if config.method in USES_DISCRIMINATOR else None
         train_step = TrainStep(
             config, student, teacher, optimizer, second=second, adversary=adversary, replicas=replicas
