@@ -168,6 +168,12 @@ def start_up() -> dict[str, Any]:
     return found
 
 
+def memory() -> dict[str, Any]:
+    """Memory of a run, phase by phase."""
+    sam_dir = _SAM_DIR.value if _DATA_DIR.value else ""
+    return {"phases": alone("speed_ours", "memory", data_dir=_DATA_DIR.value, sam_dir=sam_dir)}
+
+
 def sustained() -> dict[str, Any]:
     """Ten minutes of steps."""
     return alone("speed_ours", "sustained", data_dir=_DATA_DIR.value, minutes=10)
@@ -220,6 +226,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "semisam": semisam,
     "sam_modes": sam_modes,
     **{f"data_{setting}": lambda setting=setting: data(setting) for setting in ("cpu", "published")},
+    "memory": memory,
     "start_up": start_up,
     "sustained": sustained,
 }

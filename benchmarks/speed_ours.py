@@ -251,6 +251,56 @@ def sustained(data_dir: str, minutes: int, minute_s: float = 60.0) -> dict[str, 
     return {"scans": "LA" if data_dir else "noise", "steps_per_s": rates, "rss_bytes": memory}
 
 
+def memory(data_dir: str, sam_dir: str) -> dict[str, dict[str, int]]:
+    """Phase of a mean teacher of the `cpu` preset with SAM -> resident bytes after it, and the most during it.
+
+    Args:
+        data_dir: Folder of the left atrium; empty: noise.
+        sam_dir: Export of a SAM; empty: without one.
+    """
+    be_deterministic()
+    from semisam_tf.data.batches import stream_of
+    from semisam_tf.inference.predictor import Predictor
+    from semisam_tf.training.sam_setup import sam_sessions
+    from semisam_tf.training.state import Training
+
+    phases: dict[str, dict[str, int]] = {}
+
+    def ends(phase: str) -> None:
+        phases[phase] = {"rss_bytes": _resident_bytes(), "peak_rss_bytes": _resident_bytes("VmHWM")}
+        # Linux: the most so far is what there is now.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    with tempfile.TemporaryDirectory() as folder:
+        ends("libraries imported")
+        config, loaded = _data_setting("cpu", data_dir)
+        config = dataclasses.replace(config, workdir=folder, sam_cache_dir="", sam_start_step=2)
+        if sam_dir:
+            config = dataclasses.replace(config, sam_mode="cached", sam_dir=sam_dir)
+        ends(f"{sum(len(scans) for scans in loaded)} scans read")
+        sessions = sam_sessions(config)
+        if sessions:
+            ends("SAM opened")
+        training = Training.build(config, 1, *loaded, sessions)
+        ends("networks built")
+        stream = stream_of(config, *loaded)
+        for last, phase in (
+            (1, "first step, traced"),
+            (2, "second step"),
+            (3, "SAM's first targets"),
+            (13, "10 steps"),
+        ):
+            while training.step < last:
+                training.take_step(stream.batch(training.step))["total"].numpy()
+            if sessions or "SAM" not in phase:
+                ends(phase)
+        training.save()
+        ends("checkpoint")
+        Predictor(config, training.teacher).probs(loaded[1][0].image)
+        ends("a scan predicted")
+    return phases
+
+
 def first_step() -> dict[str, float]:
     """Time of day (seconds since 1970) at the end of the first step of the `cpu` preset, and what steps took."""
     be_deterministic()
@@ -302,9 +352,9 @@ def _steps_for(training: Training, loaded: Loaded, seconds: float) -> list[tuple
     return marks
 
 
-def _resident_bytes() -> int:
+def _resident_bytes(kind: str = "VmRSS") -> int:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(status.split("VmRSS:")[1].split()[0])
+    return 1024 * int(status.split(f"{kind}:")[1].split()[0])
 
 
 def _config(

@@ -185,7 +185,17 @@ def tables(results: Results) -> str:
     layers += _layers(results["operations_forward_cpu"]) if "operations_forward_cpu" in results else []
     passes = ["| operation | eight passes, s | one pass, s |", "|---|---|---|"]
     passes += _kinds(results["operations_ua_mt_passes"]) if "operations_ua_mt_passes" in results else []
-    return "\n\n".join("\n".join(lines) for lines in (goals, beside, modes, rest, layers, passes))
+    phases = ["| phase | resident after it, GB | the most in it, GB |", "|---|---|---|"]
+    phases += _phases(results["memory"]) if "memory" in results else []
+    parts = (goals, beside, modes, rest, layers, passes, phases)
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _phases(result: dict[str, Any]) -> list[str]:
+    return [
+        f"| {phase} | {found['rss_bytes'] / 1e9:.2f} | {found['peak_rss_bytes'] / 1e9:.2f} |"
+        for phase, found in result["phases"].items()
+    ]
 
 
 def _layers(result: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ TABLES: dict[str, dict[str, tuple[str, int | None]]] = {
         "speed_rest": ("speed", 3),
         "speed_layers": ("speed", 4),
         "speed_passes": ("speed", 5),
+        "speed_memory": ("speed", 6),
     },
     "scale.md": {"many_scans": ("many_scans", None)},
 }

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
@@ -366,7 +367,7 @@ def test_the_tables_of_what_holds_it(speed, tmp_path):
         operations_forward_cpu={"arguments": {"filters": 8}, "tasks": {"step": forward}, "gflop": gflop},
         operations_ua_mt_passes={"arguments": {}, "tasks": passes, "gflop": gflop},
     )
-    layers, kinds = speed.table().split("\n\n")[-2:]
+    layers, kinds = speed.table().split("\n\n")[4:6]
     assert layers.splitlines()[2:] == [
         "| full resolution, 8 to 8 | 25% | 25% | 200 |",
         "| half, 16 to 16 | 75% | 50% | 300 |",
@@ -377,3 +378,24 @@ def test_the_tables_of_what_holds_it(speed, tmp_path):
         "| Noise | 1.00 | 0.00 |",
         "| by the clock, with nobody looking | 6.00 | 0.75 |",
     ]
+
+
+def test_memory_by_phase(ours, speed, tmp_path, monkeypatch):
+    config = ours._config("mean_teacher", 1, 2, (16, 16, 16), filters=1)
+
+    def with_ballast(*_):
+        np.ones(300 * 2**20, np.uint8)
+        return config, ours.synthetic_scans((20, 20, 20), 1.0)
+
+    monkeypatch.setattr(ours, "_data_setting", with_ballast)
+    phases = ours.memory("", "")
+    assert list(phases)[:2] == ["libraries imported", "20 scans read"]
+    assert list(phases)[2:] == ["networks built", "first step, traced", "second step", "10 steps", "checkpoint",
+                                "a scan predicted"]  # fmt: skip
+    assert all(10**8 < found["rss_bytes"] <= 1.01 * found["peak_rss_bytes"] for found in phases.values())
+    # The peak is the phase's own, not the process's.
+    ballast = phases["20 scans read"]
+    assert ballast["peak_rss_bytes"] > ballast["rss_bytes"] + 250 * 2**20
+    assert phases["networks built"]["peak_rss_bytes"] < ballast["peak_rss_bytes"] - 100 * 2**20
+    write(tmp_path, memory={"phases": {"a": {"rss_bytes": 1_500_000_000, "peak_rss_bytes": 2_000_000_000}}})
+    assert speed.table().split("\n\n")[6].splitlines()[2:] == ["| a | 1.50 | 2.00 |"]
