@@ -34,6 +34,8 @@ _ENTRY = np.dtype("<u8")
 _MAGIC = "semisam-tf embeddings 3"
 # Not what another process is writing, whose name begins with a dot until it is whole.
 _FILES = "[!.]*.embeddings"
+# In a folder with a limit so many writes go by one look at it: of thousands of scans on a network it takes a while.
+_WRITES_UNSEEN = 32
 # A view's entry: 0 where there is no embedding, else this and its crc32.
 _WRITTEN = 1 << 32
 
@@ -138,8 +140,8 @@ class EmbeddingCache:
 
     Args:
         folder: Made if absent. May be shared by runs and by SAM models: the key tells them apart.
-        limit_bytes: What all its scans may take of the disk; 0: no limit. Processes that write at the same moment may
-            pass it by what one call of the encoder makes.
+        limit_bytes: What all its scans may take of the disk; 0: no limit. Processes that write at the same time may
+            pass it by what `_WRITES_UNSEEN` calls of the encoder make, each.
 
     Raises:
         ValueError: A limit below 0.
@@ -153,6 +155,7 @@ class EmbeddingCache:
             )
         self.folder, self.limit_bytes = Path(folder), limit_bytes
         self._warned = False
+        self._room_bytes = 0  # may be written before the folder is looked at again
         self._open: weakref.WeakSet[ScanEmbeddings] = weakref.WeakSet()
         require_folder(self.folder, "SAM's embeddings", "--sam_cache_dir")
 
@@ -199,6 +202,9 @@ class EmbeddingCache:
         """Removes scans until `n_bytes` more fit within the limit; `path` is what they are written to."""
         if not self.limit_bytes:
             return
+        if n_bytes <= self._room_bytes:
+            self._room_bytes -= n_bytes
+            return
         kept = {file: status for file in self.folder.glob(_FILES) if (status := _status(file)) is not None}
         excess = sum(_disk_bytes(status) for status in kept.values()) + n_bytes - self.limit_bytes
         in_use = {stored.path for stored in self._open}
@@ -210,6 +216,8 @@ class EmbeddingCache:
             if file != path:
                 file.unlink(missing_ok=True)
                 removed, freed = removed + 1, freed + _disk_bytes(kept[file])
+        # Half of what is left: other processes write, too.
+        self._room_bytes = min(max(0, freed - excess) // 2, _WRITES_UNSEEN * n_bytes)
         if removed:
             logging.info(
                 "SAM's embeddings of %d scans, unused for longest, are removed from %s: %.1f MiB, to keep to "

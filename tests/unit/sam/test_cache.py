@@ -255,6 +255,20 @@ def test_the_limit_is_kept_at_every_moment(tmp_path: Path) -> None:
     assert EmbeddingCache(tmp_path).scan("case7", "a" * 64, 30, LARGE).missing([0, 20]) == []
 
 
+def test_the_folder_is_not_looked_at_before_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of scans on a network drive one look takes as long as encoding a slice."""
+    limit_bytes = 100 * VIEW_BYTES
+    cache, looks = EmbeddingCache(tmp_path, limit_bytes), []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: looks.append(1) or glob(self, pattern))
+    for number in range(8):
+        stored = cache.scan(f"case{number}", "a" * 64, 30, LARGE)
+        for view in range(30):
+            stored.write([view], np.zeros((1, *LARGE), np.float16))
+    assert len(looks) < 8 * 30 / 4
+    assert 0.5 * limit_bytes < disk_bytes_of(tmp_path) <= limit_bytes
+
+
 def test_without_a_limit_nothing_goes(tmp_path: Path) -> None:
     for number in range(5):
         filled(EmbeddingCache(tmp_path), f"case{number}")
