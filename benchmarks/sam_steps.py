@@ -69,7 +69,7 @@ def steps_in_turns(
                 continue
             stream, first = stream_of(training.config, *loaded), training.step
             workers = training.config.data_workers
-            with Prefetcher(stream.batch, first, first + steps[name], workers=workers) as prefetcher:
+            with Prefetcher(training.batches_of(stream), first, first + steps[name], workers=workers) as prefetcher:
                 began_s = time.perf_counter()
                 for _, batch in prefetcher:
                     before = _counts(training)

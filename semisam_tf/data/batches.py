@@ -31,6 +31,8 @@ class Batch:
         case_ids: B names.
         transforms: B transforms from the case's grid to its patch; a SAM target of the case goes through the same.
         items: Place of each in the whole batch: 0..B-1, unless this is one process's share of it.
+        targets: What targets on file say of the unlabelled items, where somebody has cut them out already: probs
+            float32 [B - L, X, Y, Z, K], weight float32 [B - L, X, Y, Z].
     """
 
     images: np.ndarray
@@ -38,6 +40,7 @@ class Batch:
     case_ids: list[str]
     transforms: list[SpatialTransform]
     items: tuple[int, ...]
+    targets: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class TwoStream:

@@ -225,7 +225,7 @@ def _run(training: Training, stream: TwoStream, report: LiveReport | None = None
     pending: list[dict[str, tf.Tensor]] = []
     with (
         Board(Path(config.workdir)) as board,
-        Prefetcher(stream.batch, training.step, last, workers=config.data_workers) as prefetcher,
+        Prefetcher(training.batches_of(stream), training.step, last, workers=config.data_workers) as prefetcher,
     ):
         mark, wait_mark = time.monotonic(), 0.0
         while training.step < last:

@@ -249,8 +249,11 @@ class StoredTargets:
         self.sam_weight = sum(found["mean_weight"] for found in asked) / max(1, len(asked))
         self.totals = {"voxels": 0, "voxels_taught": 0, "weight_sum": 0.0}
 
-    def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """As `SamTeaching.targets`."""
+    def with_targets(self, step: int, batch: Batch) -> Batch:
+        """A step's batch with its targets, for `targets`: made by other threads while steps compute."""
+        return dataclasses.replace(batch, targets=self._cut_out(step, batch))
+
+    def _cut_out(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         first = len(batch.labels)
         images = batch.images[first:]
         probs = np.zeros((*images.shape[:4], self.n_classes), np.float32)
@@ -261,6 +264,13 @@ class StoredTargets:
             with _opened(self.folder, case_id) as file:
                 # HDF5 unpacks the chunks that a crop lies in, and no others.
                 probs[item], weight[item] = cut(Target(file["probs"], file["weight"]), transform)
+        return probs, weight
+
+    def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """As `SamTeaching.targets`; those that the batch has already are taken as they are."""
+        probs, weight = batch.targets or self._cut_out(step, batch)
+        if step < self.start_step:
+            return probs, weight
         self.totals["voxels"] += weight.size
         self.totals["voxels_taught"] += int(np.count_nonzero(weight))
         self.totals["weight_sum"] += float(weight.sum(dtype=np.float64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from semisam_tf.config import Config
-from semisam_tf.data.batches import Batch
+from semisam_tf.data.batches import Batch, TwoStream
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.predictor import SEED_OFFSETS, Predictor, chosen_model, network_of
 from semisam_tf.models.discriminator import build_discriminator
@@ -139,6 +140,13 @@ class Training:
         variables = [variable for group in self._variables().values() for variable in group]
         count = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
         checkpoint.require_room(Path(self.config.workdir) / "checkpoints", count)
+
+    def batches_of(self, stream: TwoStream) -> Callable[[int], Batch]:
+        """Step -> its batch of `stream`, with all that other threads can make while steps compute."""
+        if not isinstance(self.sam, StoredTargets):
+            return stream.batch
+        sam = self.sam
+        return lambda step: sam.with_targets(step, stream.batch(step))
 
     def take_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on `batch`; `step` counts on. Returns the loss terms."""

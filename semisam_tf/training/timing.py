@@ -87,7 +87,9 @@ def time_steps(training: Training, scans: tuple[list[Any], list[Any]]) -> dict[s
     config = training.config
     stream = stream_of(config, *scans)
     marks = [time.monotonic()]
-    with Prefetcher(stream.batch, 0, _FIRST_STEPS + _TIMED_STEPS, workers=config.data_workers) as prefetcher:
+    with Prefetcher(
+        training.batches_of(stream), 0, _FIRST_STEPS + _TIMED_STEPS, workers=config.data_workers
+    ) as prefetcher:
         for _, batch in prefetcher:
             training.take_step(batch)["total"].numpy()
             marks.append(time.monotonic())

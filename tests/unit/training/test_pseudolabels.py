@@ -84,7 +84,12 @@ def test_targets_stay_in_their_files_and_are_cut_as_from_memory(tmp_path):
         np.testing.assert_array_equal(weight[0], expected_weight)
         shown += int(np.count_nonzero(weight))
     assert shown > 1000
+    ahead, totals = targets.with_targets(5, batch), targets.summary()
+    assert targets.summary() == totals  # a batch that is made ahead may never be seen
     target_path(tmp_path, "u/1").write_bytes(b"overwritten")
+    for found, expected in zip(targets.targets(5, ahead), (expected_probs, expected_weight), strict=True):
+        np.testing.assert_array_equal(found[0], expected)
+    assert targets.totals["voxels"] == 7 * 16**3
     with pytest.raises(ValueError, match=r"Expected a target that pseudolabel wrote in .*1\.h5"):
         targets.targets(6, batch)
 
