@@ -101,6 +101,7 @@ _PAIRS = [
     ("config_without_sam", "config"),
     ("config", "config_longer_rounds"),
     ("config_ua_mt", "config"),
+    ("config", "config_one_place"),
 ]
 # Rows that are a flagfile of their own, configs/la_N.flags, as it is and without SAM: longer than the others' budget.
 CONFIGS = {
@@ -108,6 +109,7 @@ CONFIGS = {
     "config_without_sam": ("--sam_dir=",),
     "config_longer_rounds": ("--round_steps=600", "--max_steps=1200"),
     "config_1500_steps": ("--max_steps=1500",),
+    "config_one_place": ("--labeled_per_batch=1",),
     "config_ua_mt": (
         "--sam_mode=off",
         "--rounds=1",
@@ -122,6 +124,7 @@ _DEFAULT_LABELED = {
     "config_without_sam": ["1", "4"],
     "config_longer_rounds": ["1"],
     "config_1500_steps": ["4"],
+    "config_one_place": ["4"],
     "config_ua_mt": ["2"],
 }
 
