@@ -1,6 +1,7 @@
-"""The README's left-atrium table: five methods, N labelled scans, the last 20 of train.list for scoring.
+"""The left-atrium table: methods, N labelled scans, the last 20 of train.list for scoring.
 
-    python benchmarks/la_table.py --data_dir=../shared/la            # run what is missing, then print the table
+    python benchmarks/la_table.py --data_dir=../shared/la            # run what is missing, many hours, then print it
+    python benchmarks/la_table.py --data_dir=../shared/la --methods=supervised_1200_steps --labeled=60 --seeds=0
     python benchmarks/la_table.py --print_only                       # the table from the committed results
 
 Each run is two commands (train, evaluate) in processes of their own and ends in one small JSON below

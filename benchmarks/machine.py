@@ -27,7 +27,7 @@ def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
         "load_average_1_minute": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version for name in packages if (version := _version(name))},
-        **({"gpus": names} if (names := gpus()) else {}),
+        **({"gpus": gpus} if (gpus := _gpus()) else {}),
     }
 
 
@@ -39,8 +39,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs of this machine."""
+def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -54,7 +54,8 @@ WAYS = {
     "mean with SAM, margins and three axes fused": Way((0, 2, 4), "agreement", axis=(0, 1, 2)),
 }
 PREDICTION = "prediction"
-# What self-training without SAM learns from, and so what SAM has to beat.
+# What SAM is prompted with; and what self-training without SAM learns from, and so what SAM has to beat.
+PIECES = "prediction without islands"
 SMOOTHED = "prediction, smoothed"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
@@ -85,7 +86,7 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     predictor, which = load_predictor(workdir)
     settings = dataclasses.replace(
         run["config"], data_dir=data_dir, sam_mode="offline", sam_dir=_SAM_DIR.value, sam_slice_step=4,
-        sam_cache_dir=_CACHE.value, sam_prompts="auto", workdir=str(workdir / "sam_targets"),
+        sam_cache_dir=_CACHE.value, sam_prompts="auto", sam_selftest=False, workdir=str(workdir / "sam_targets"),
     )  # fmt: skip
     Path(settings.workdir).mkdir(exist_ok=True)
     sessions = sam_sessions(settings)
@@ -103,11 +104,13 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
             default_spacing_mm=settings.default_spacing_mm or None,
         )  # fmt: skip
         grid = preprocessing.to_training_grid(scan, settings.n_classes)
-        predicted = predictor.probs_for_targets(grid.image)
+        raw = predictor.probs(grid.image)
+        predicted = predictor.for_targets(raw)
         truth = grid.label > 0
         alone, _ = fuse(SamTarget.silent(predicted.shape), predicted, "mean", SMOOTHING_VOX)
         rows = {
-            PREDICTION: {"dice": dice(predicted.argmax(axis=-1) > 0, truth)},
+            PREDICTION: {"dice": dice(raw.argmax(axis=-1) > 0, truth)},
+            PIECES: {"dice": dice(predicted.argmax(axis=-1) > 0, truth)},
             SMOOTHED: {"dice": dice(alone.argmax(axis=-1) > 0, truth)},
         }
         for name, ensemble in ensembles.items():
@@ -149,7 +152,7 @@ def table(result: dict[str, Any]) -> str:
     for name, scores in result["ways"].items():
         gains = [100 * (a - b) for a, b in zip(scores["dice"], before, strict=True)]
         cells = [name, f"{100 * statistics.mean(scores['dice']):.1f}", "-", "-", "-"]
-        if name not in (PREDICTION, SMOOTHED):
+        if name not in (PREDICTION, PIECES, SMOOTHED):
             error = statistics.stdev(gains) / len(gains) ** 0.5
             cells[2] = f"{sum(gain > 0 for gain in gains)}"
             cells[3] = f"{statistics.mean(gains):+.2f} +- {error:.2f}"

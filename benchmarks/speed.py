@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from machine import OtherWork, describe, gpus, keep
+from machine import OtherWork, describe, keep
 from turns import CORES, Contestant, alone, take_turns
 
 REPO = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ sys.path.insert(0, str(REPO))
 import speed_table  # noqa: E402  (semisam_tf of this clone)
 
 from semisam_tf.config import PRESETS  # noqa: E402
+from semisam_tf.health.devices import nvidia_gpus  # noqa: E402
 
 _NETWORK = ("filters", "normalisation", "dropout")
 PUBLISHED = {name: PRESETS["paper"][name] for name in _NETWORK}
@@ -170,8 +171,7 @@ def start_up() -> dict[str, Any]:
 
 def memory() -> dict[str, Any]:
     """Memory of a run, phase by phase."""
-    sam_dir = _SAM_DIR.value if _DATA_DIR.value else ""
-    return {"phases": alone("speed_ours", "memory", data_dir=_DATA_DIR.value, sam_dir=sam_dir)}
+    return {"phases": alone("speed_ours", "memory", data_dir=_DATA_DIR.value, sam_dir=_SAM_DIR.value)}
 
 
 def sustained() -> dict[str, Any]:
@@ -253,11 +253,11 @@ def table() -> str:
 
 def lacking(row: str) -> str:
     """What a row that cannot be measured would need; empty if it can be."""
-    if row == "sam_modes" and not _DATA_DIR.value:
+    if row in ("sam_modes", "memory") and not _DATA_DIR.value:
         return "--data_dir, since SAM has nothing to say on noise"
     if row == "semisam" and not _SAM_MED3D.value:
         return "--sam_med3d"
-    if row == "devices" and 0 < len(gpus()) < 4:
+    if row == "devices" and 0 < len(nvidia_gpus()) < 4:
         return "four GPUs, or none and a processor to divide"
     return ""
 

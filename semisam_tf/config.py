@@ -103,7 +103,11 @@ class Config:
         "Which weights the run is judged and served by. auto: the teacher.",
         choices=("auto", "student", "teacher"),
     )
-    largest_component: bool = option(False, "Predictions keep the largest connected component of each class.")
+    largest_component: bool = option(
+        False,
+        "Predictions keep the largest connected component of each class; what SAM is asked about, and targets rest on, "
+        "no small pieces beside it.",
+    )
 
     # Precision and memory
     precision: str = option(
@@ -415,6 +419,11 @@ def validate(config: Config) -> None:
         (
             config.sam_prompts != "auto" and not (prompts and prompts <= {"box", "point", "mask"}),
             "--sam_prompts: expected auto, or some of box, point and mask, separated by commas.",
+        ),
+        (
+            config.sam_mode == "online" and "prior" in config.sam_trust.replace(",", " ").split(),
+            "--sam_trust=prior: expected whole scans, since a crop's organ has no size and place to compare. Choose "
+            "--sam_mode=cached or offline, or another trust.",
         ),
         (
             config.oracle_prompts and config.sam_mode not in ("online", "cached"),

@@ -202,7 +202,7 @@ def _sam_masks(
         for case_id in case_ids:
             scan = load_image(case_id)
             grid = predictor.training_grid(scan)
-            said = ensemble.target(grid.image, predictor.probs(grid.image), spacing_mm=grid.spacing_mm)
+            said = ensemble.target(grid.image, predictor.probs_for_targets(grid.image), spacing_mm=grid.spacing_mm)
             masks[case_id] = predictor.mask_to_own_grid(said.probs.argmax(axis=-1).astype(np.uint8), scan)
     except Exception as error:  # ONNX Runtime's own have no common base; a picture is no reason to lose the report
         logging.warning("The report's cases are drawn without SAM. %s: %s", type(error).__name__, error)
@@ -230,10 +230,15 @@ def evaluate_command(config: EvaluateConfig) -> int:
         )
     if report["sam"]:
         sam = report["sam"]
+        calls = (
+            f"{sam['sam_calls']:.0f} SAM calls ({sam['slices_encoded']:.0f} slices encoded, "
+            f"{sam['prompts_decoded']:.0f} prompts decoded)"
+        )
+        if "sam_share" in sam:
+            calls = f"targets on file with a part of SAM's in {sam['sam_share']:.1%} of a scan"
         sys.stdout.write(
-            f"In training: {sam['sam_calls']:.0f} SAM calls ({sam['slices_encoded']:.0f} slices encoded, "
-            f"{sam['prompts_decoded']:.0f} prompts decoded), {sam['taught_share']:.1%} of the unlabelled voxels "
-            f"taught, mean weight {sam['mean_weight']:.3f}\n"
+            f"In training: {calls}, {sam['taught_share']:.1%} of the unlabelled voxels taught, mean weight "
+            f"{sam['mean_weight']:.3f}\n"
         )
     sys.stdout.write(f"Metrics: {report['output']}\nPicture: {report['picture']}\n")
     if report["oracle_prompts"]:

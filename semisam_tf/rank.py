@@ -111,7 +111,8 @@ def opinion_of(
         "uncertainty": mean_entropy(probs["teacher"]),
     }
     if ensemble is not None:
-        said = ensemble.target(volume.image, probs["teacher"], key=volume.case_id, spacing_mm=volume.spacing_mm)
+        prompting = predictors["teacher"].for_targets(probs["teacher"])
+        said = ensemble.target(volume.image, prompting, key=volume.case_id, spacing_mm=volume.spacing_mm)
         disagreement["sam_teacher"] = 1 - said.scores["agreement"]
     return Opinion(disagreement, features_of(volume.image, masks["teacher"], volume.spacing_mm)), masks["teacher"]
 

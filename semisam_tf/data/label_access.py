@@ -33,6 +33,8 @@ PURPOSES = {
     "timing": "semisam_tf.doctor: how long a step takes",
 }
 _START = "0" * 64
+# How far a record has come that has no line.
+NO_ENTRIES = {"entries": 0, "sha256": _START}
 _FIELDS = {"n", "time", "case_id", "file", "purpose", "command", "pid", "run_id", "previous", "sha256"}
 
 
@@ -108,7 +110,7 @@ class LabelLedger:
     def mark(self) -> dict[str, Any]:
         """How far the record has come: "run_id", "entries" and the "sha256" of the last one."""
         if not self.path.exists():
-            return {"run_id": self.run_id, "entries": 0, "sha256": _START}
+            return {"run_id": self.run_id, **NO_ENTRIES}
         with self.path.open("rb") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH)
             n, digest = self._last(handle.read())

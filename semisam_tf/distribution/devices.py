@@ -128,7 +128,7 @@ def devices_of(config: Config) -> Devices:
     """
     require_shares(config)
     if config.precision == "bfloat16" and not tf.config.list_physical_devices("GPU"):
-        # Seen within ten steps of a V-Net in every other run, on a CPU with AVX-512 BF16 (TensorFlow 2.21, oneDNN).
+        # Seen within ten steps of a V-Net in some runs, on a CPU with AVX-512 BF16 (TensorFlow 2.21, oneDNN).
         raise OptionError(
             "--precision=bfloat16: expected a GPU. TensorFlow's kernels for it on a CPU yield NaN now and then; train "
             "with float32 there."

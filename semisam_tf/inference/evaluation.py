@@ -33,6 +33,23 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
+def large_pieces(mask: np.ndarray, smallest_share: float) -> np.ndarray:
+    """Where a class has its largest connected piece, or one of at least that share of its voxels.
+
+    Args:
+        mask: uint8 [X, Y, Z].
+        smallest_share: In (0, 1].
+
+    Returns:
+        bool [X, Y, Z]; False in the background.
+    """
+    kept = np.zeros(mask.shape, bool)
+    for k in np.unique(mask[mask > 0]):
+        pieces, sizes = _pieces(mask == k)
+        kept |= (sizes >= smallest_share * sizes.max())[pieces]
+    return kept
+
+
 def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number of each voxel's connected piece, and the pieces' sizes in voxels; 0 is what is not in the mask."""
     pieces, _ = ndimage.label(mask, structure=np.ones((3, 3, 3), int))
@@ -42,23 +59,24 @@ def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def without_islands(probs: np.ndarray, smallest_share: float) -> np.ndarray:
-    """Probabilities in which small pieces of a class's mask, away from its largest, are background for certain.
+    """Probabilities in which a class is out of the question in small pieces of its mask, away from its largest.
 
     More careful than `largest_component`: of a prediction that has fallen in two it is not known which half is wrong.
 
     Args:
-        probs: float32 [X, Y, Z, K].
+        probs: float32 [X, Y, Z, K] summing to 1.
         smallest_share: Pieces stay that have at least this share of the largest piece's voxels.
 
     Returns:
-        float32 [X, Y, Z, K].
+        float32 [X, Y, Z, K]: in the pieces that do not stay the other classes share what theirs had.
     """
-    mask = probs.argmax(axis=-1)
-    lost = np.zeros(mask.shape, bool)
-    for k in np.unique(mask[mask > 0]):
-        pieces, sizes = _pieces(mask == k)
-        lost |= ((sizes > 0) & (sizes < smallest_share * sizes.max()))[pieces]
-    return np.where(lost[..., None], np.eye(probs.shape[-1], dtype=np.float32)[0], probs)
+    mask = probs.argmax(axis=-1).astype(np.uint8)
+    lost = (mask > 0) & ~large_pieces(mask, smallest_share)
+    others = np.where(np.eye(probs.shape[-1], dtype=bool)[mask[lost]], 0, probs[lost])
+    total = others.sum(axis=-1, keepdims=True)
+    result = probs.copy()
+    result[lost] = np.where(total > 0, others / np.maximum(total, 1e-30), np.eye(probs.shape[-1])[0])
+    return result
 
 
 def evaluate_cases(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from semisam_tf.config import Config
-from semisam_tf.data.label_access import LEDGER_FILE, PURPOSES, LedgerReading, Opening, read_ledger
+from semisam_tf.data.label_access import LEDGER_FILE, NO_ENTRIES, PURPOSES, LedgerReading, Opening, read_ledger
 from semisam_tf.findings import FAIL, OK, WARN, Finding
 from semisam_tf.inference.run_folder import read_run, run_id_of
-from semisam_tf.workdir import METRICS_FILE, RESULT_FILE, ROUNDS_FOLDER, WORKERS_FOLDER
+from semisam_tf.workdir import METRICS_FILE, RESULT_FILE, ROUNDS_FOLDER, RUN_FILE, WORKERS_FOLDER
 
 _DOCTOR = ("data_check", "timing")
 # Opened to judge, not to learn from.
@@ -72,12 +72,12 @@ def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
     run = read_run(workdir)
     last = _audit_folder(workdir, run, run, on_file)
     rounds = {f"round {number}": workdir / ROUNDS_FOLDER / str(number) for number in range(1, run["config"].rounds)}
-    # Several processes keep a record each; the chief's is the run's own.
-    others = sorted(path.parent for path in (workdir / WORKERS_FOLDER).glob(f"*/{LEDGER_FILE}"))
+    # Against the lists of the whole: a round that learns without unlabelled scans lists none.
+    others = {name: _audit_folder(folder, read_run(folder), run, on_file) for name, folder in rounds.items()}
+    for folder in _process_folders(workdir):
+        others[f"process {folder.name}"] = _audit_folder(folder, _record_of_process(folder, run), run, on_file, True)
     audits = []
-    for name, folder in {**rounds, **{f"process {folder.name}": folder for folder in others}}.items():
-        # Against the lists of the whole: a round that learns without unlabelled scans lists none.
-        audit = _audit_folder(folder, read_run(folder), run, on_file)
+    for name, audit in others.items():
         found = tuple(dataclasses.replace(f, found=f"{name}: {f.found}") for f in audit.findings)
         audits.append(dataclasses.replace(audit, findings=found))
     audits.append(last)
@@ -90,14 +90,37 @@ def audit_run(workdir: Path, on_file: dict[str, bool] | None = None) -> Audit:
     )
 
 
-def _audit_folder(workdir: Path, run: dict[str, Any], lists: dict[str, Any], on_file: dict[str, bool] | None) -> Audit:
-    """Audits one folder, whose record is `run`, against the labelled and unlabelled cases of `lists`."""
+def _process_folders(workdir: Path) -> list[Path]:
+    """Folders of a run's other processes, each with its record of openings; the chief's is the run's own."""
+    return sorted(path.parent for path in (workdir / WORKERS_FOLDER).glob(f"*/{LEDGER_FILE}"))
+
+
+def _record_of_process(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The record of another process; of one that ended before it wrote its own, the chief's without its marks."""
+    if (folder / RUN_FILE).is_file():
+        return read_run(folder)
+    return run | {"label_ledger": {"run_id": run_id_of(run), **NO_ENTRIES}, "resumed": []}
+
+
+def _audit_folder(
+    workdir: Path,
+    run: dict[str, Any],
+    lists: dict[str, Any],
+    on_file: dict[str, bool] | None,
+    every_start: bool = False,
+) -> Audit:
+    """Audits one folder, whose record is `run`, against the labelled and unlabelled cases of `lists`.
+
+    Args:
+        every_start: Openings of every start count: a process that is not the chief begins anew each time, and what its
+            earlier starts taught is in the chief's checkpoints.
+    """
     reading = read_ledger(workdir)
     if reading is None:
         return Audit((_no_ledger(workdir, run),))
     run_id = run_id_of(run)
     # The doctor looks at a folder before there is a run in it.
-    own = [o for o in reading.openings if o.run_id == run_id or o.purpose in _DOCTOR]
+    own = [o for o in reading.openings if every_start or o.run_id == run_id or o.purpose in _DOCTOR]
     others = [o for o in reading.openings if o not in own]
     audit = Audit(
         (),
@@ -137,6 +160,9 @@ def labels_behind(workdir: Path, run: dict[str, Any]) -> list[str] | None:
     if reading is None or of_targets is None:
         return None
     opened = [o.case_id for o in reading.openings if o.run_id == run_id_of(run) and o.purpose not in _JUDGING]
+    for folder in _process_folders(workdir):
+        of_process = read_ledger(folder)
+        opened += [o.case_id for o in of_process.openings if o.purpose not in _JUDGING] if of_process else []
     # Sorted: labels are opened by several threads.
     return sorted({*run["labelled"], *opened, *of_targets})
 

@@ -149,7 +149,10 @@ class Predictor:
 
         Where organs are in one piece false islands are background: each would get a box of its own, and be taught.
         """
-        probs = self.probs(image)
+        return self.for_targets(self.probs(image))
+
+    def for_targets(self, probs: np.ndarray) -> np.ndarray:
+        """What `probs_for_targets` makes of a whole scan's `probs`."""
         return without_islands(probs, SMALLEST_PIECE) if self.config.largest_component else probs
 
     def axis_order(self, volume: Volume) -> AxisOrder:

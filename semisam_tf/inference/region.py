@@ -14,12 +14,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from scipy import ndimage
 
 from semisam_tf.config import WINDOW_BLEND, Config
 from semisam_tf.data.orientation import AxisOrder
 from semisam_tf.data.preprocess import Preprocessing
 from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.evaluation import large_pieces
 from semisam_tf.inference.sliding_window import predict_probs
 from semisam_tf.models.softmax import softmax
 
@@ -174,17 +174,6 @@ def found_classes(probs: np.ndarray) -> np.ndarray:
     return np.where(1.0 - probs[..., 0] > FOUND_PROBABILITY, organ, 0).astype(np.uint8)
 
 
-def large_pieces(mask: np.ndarray) -> np.ndarray:
-    """Where a class has its largest connected piece, or one of at least PIECE_SHARE of it: uint8 -> bool [X, Y, Z]."""
-    kept = np.zeros(mask.shape, bool)
-    for k in np.unique(mask[mask > 0]):
-        pieces, _ = ndimage.label(mask == k, structure=np.ones((3, 3, 3), int))
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        kept |= (sizes >= PIECE_SHARE * sizes.max())[pieces]
-    return kept
-
-
 class Locator:
     """Finds the box of a scan that holds the organs.
 
@@ -223,7 +212,7 @@ class Locator:
                 volume.case_id, ", ".join(map(str, missing)),
             )  # fmt: skip
             return Region.whole(volume, found=False)
-        return box_around(large_pieces(mask), volume.size, volume.spacing_mm, self.config.region_margin_mm)
+        return box_around(large_pieces(mask, PIECE_SHARE), volume.size, volume.spacing_mm, self.config.region_margin_mm)
 
 
 def _triple(values: object) -> tuple[int, int, int]:

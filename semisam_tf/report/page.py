@@ -132,7 +132,7 @@ def _sam_tile(files: RunFiles) -> Html:
         return _tile("SAM", "–", "nothing recorded yet")  # noqa: RUF001
     note = f"of unlabelled voxels taught, mean weight {summary['mean_weight']:.3f}"
     if "sam_share" in summary:
-        note += f"; SAM has a part in {share(summary['sam_share'])}"
+        note += f"; SAM has a part in {share(summary['sam_share'])} of a scan"
     return _tile("Targets on file" if mode == "offline" else "SAM", share(summary["taught_share"]), note)
 
 

@@ -14,7 +14,7 @@ _SAM_PANEL = "SAM's is its answer, about the whole scan, to the prediction that 
 _NO_SAM_PANEL = "SAM has no panel here: evaluate was told not to ask it, or did not find the run's export, and says so."
 _NO_TARGETS = {
     "online": "SAM sees crops in this mode (online) and keeps no target of a scan; TensorBoard has the crops.",
-    "offline": "SAM's targets are files in this mode (offline), made before it, by an earlier round or by pseudolabel.",
+    "offline": "Targets are files in this mode (offline), made before it, by an earlier round or by pseudolabel.",
 }
 _NOT_SCORED = "Not scored yet: "
 _EVALUATE = "python -m semisam_tf.evaluate --workdir=… --data_dir=… --cases=…"
@@ -126,7 +126,7 @@ def scored_cases(files: RunFiles) -> Html | None:
         blocks.append(element("article", title, first, details("Other cuts", *others) if others else None))
     with_sam = any("sam" in cut["outlines"] for case in files.scored for cut in case["cuts"])
     legend = [_legend("truth", "prediction", "sam") if with_sam else _legend("truth", "prediction")]
-    if files.config["sam_mode"] != "off":
+    if files.config["sam_mode"] != "off" and (with_sam or files.config["sam_dir"]):
         words = _SAM_PANEL if with_sam else _NO_SAM_PANEL
         legend.append(element("p", words, class_="note"))
     return joined([legend, blocks])

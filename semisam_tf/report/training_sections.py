@@ -19,7 +19,7 @@ _TERM_NOTES = {
     "cross_entropy": "labelled items",
     "dice": "labelled items",
     "consistency": "student against teacher",
-    "sam": "student against SAM, unlabelled items",
+    "sam": "student against SAM, or targets on file, unlabelled items",
     "total": "weighted sum that is descended",
 }
 _MAX_TABLE_ROWS = 40
@@ -144,13 +144,13 @@ def sam_trust(files: RunFiles) -> Html:
         return element("p", f"Nothing is taught yet: SAM, or targets on file, start at step {start}.")
     texts = (("voxels taught", "share of the unlabelled items' voxels"), ("mean weight", "of the voxels taught"),
              ("SAM calls", "encoder and decoder, so far"))  # fmt: skip
-    marks = [(start, "SAM starts")] if start else []
+    on_file = files.config["sam_mode"] == "offline"
+    marks = [(start, "targets start" if on_file else "SAM starts")] if start else []
     charts = [
         line_chart(Series(title, note, "sam", steps, values), files.config["max_steps"], marks)
         for (title, note), values in zip(texts, (shares, weights, calls), strict=True)
         if any(value is not None for value in values)
     ]
-    on_file = files.config["sam_mode"] == "offline"
     words = (
         f"From step {start} on {'targets on file' if on_file else 'SAM'} taught {share(last['taught_share'])} of the "
         f"unlabelled voxels, with a mean weight of {last['mean_weight']:.3f}. "
@@ -163,11 +163,11 @@ def sam_trust(files: RunFiles) -> Html:
         )
     elif last.get("sam_share"):
         words += (
-            f"SAM has a part in {share(last['sam_share'])} of the scans' voxels, there with a mean weight of "
-            f"{last['sam_weight']:.3f} beside the prediction's 1; the rest is the earlier network's prediction."
+            f"SAM has a part in {share(last['sam_share'])} of a scan on average, there with a mean weight of "
+            f"{last['sam_weight']:.3f}."
         )
     elif "sam_share" in last:
-        words += "They were made without SAM: of an earlier network's predictions."
+        words += "SAM has no part in them."
     return joined([element("p", words), element("div", charts, class_="charts")])
 
 

@@ -22,7 +22,6 @@ class SamEnsemble:
         branches: One for each combination of model, axis and margin; of one or more `SamSession`s.
         prior: Size and place of the organs in the labelled scans; needed where `trust` names "prior".
         trusts: Names from `trust.parse`; the branches see to those of single views themselves.
-        whole_scan: Whether `target` sees whole scans, whose organs have a size and place; crops have none.
 
     Raises:
         ValueError: No branch, or no prior where one is needed.
@@ -33,15 +32,14 @@ class SamEnsemble:
         branches: Sequence[SamBranch],
         trusts: Sequence[str] = (),
         prior: OrganPrior | None = None,
-        whole_scan: bool = True,
     ) -> None:
-        if not branches or ("prior" in trusts and whole_scan and prior is None):
+        if not branches or ("prior" in trusts and prior is None):
             raise ValueError(
                 "Expected at least one branch, and an OrganPrior where trust names 'prior'. Received: "
                 f"{len(branches)} branches, trusts={tuple(trusts)}, prior={prior}."
             )
         self.branches, self.trusts = list(branches), tuple(trusts)
-        self.prior = prior if whole_scan else None
+        self.prior = prior
         # Agreement of SAM with the prediction -> trust; the self-test's, which needs this object to be made.
         self.scan_trust: Callable[[float], float] = lambda agreement: 1.0
 

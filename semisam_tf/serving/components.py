@@ -35,7 +35,7 @@ def largest_component(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
 
 
 def large_pieces(mask: tf.Tensor, n_classes: int) -> tf.Tensor:
-    """`inference.region.large_pieces`: uint8 [X, Y, Z] -> bool [X, Y, Z]."""
+    """`inference.evaluation.large_pieces` with the region's share: uint8 [X, Y, Z] -> bool [X, Y, Z]."""
 
     def keep(k: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return k + 1, kept | _largest_piece(tf.equal(mask, tf.cast(k, tf.uint8)), PIECE_SHARE)

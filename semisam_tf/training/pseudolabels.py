@@ -279,8 +279,8 @@ class StoredTargets:
     def summary(self) -> dict[str, float]:
         """As `SamTeaching.summary`; training itself calls no SAM.
 
-        Also "sam_share", the share of the scans' voxels in whose targets SAM has a part, and "sam_weight", with what
-        mean weight; both 0 of targets that were made without SAM.
+        Also "sam_share", the share of a scan's voxels in whose target SAM has a part, and "sam_weight", their mean
+        weight, both means over the scans; 0 of targets in which SAM has none.
         """
         counts = ("targets", "encoder_calls", "decoder_calls", "slices_encoded", "prompts_decoded", "sam_calls")
         return {

@@ -31,7 +31,7 @@ from semisam_tf.shards import Shard, locked_for
 from semisam_tf.training import record
 from semisam_tf.training.coarse import RegionCutter
 from semisam_tf.training.loop import load_labelled, load_unlabelled, scan_cache_of, train_once
-from semisam_tf.training.pseudolabels import LEARNED_FROM, require_same_making, target_path, write_target
+from semisam_tf.training.pseudolabels import LEARNED_FROM, making_of, require_same_making, target_path, write_target
 from semisam_tf.training.sam_setup import asking_of, looks_at_labels, sam_ensemble, sam_sessions
 from semisam_tf.training.sam_teaching import MOST_FAILURES
 from semisam_tf.workdir import ROUNDS_FOLDER
@@ -136,11 +136,12 @@ def make_targets(
             LEARNED_FROM: labels_behind(workdir, run),
             **asking_of(config),
             **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
-            # Where it is off, older folders were made alike.
-            **({"smallest_piece": SMALLEST_PIECE} if config.largest_component else {}),
         }
-        require_same_making(folder, making)
         missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
+        if config.largest_component:
+            # Older versions taught islands: what they left whole stands.
+            making["smallest_piece"] = SMALLEST_PIECE if missing else (making_of(folder) or {}).get("smallest_piece")
+        require_same_making(folder, making)
         if not missing:
             return
         ensemble, cut, cache = None, RegionCutter(predictor.locator), scan_cache_of(config)

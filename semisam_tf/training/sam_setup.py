@@ -13,7 +13,6 @@ from semisam_tf.config import Config
 from semisam_tf.data.volumes import Volume
 from semisam_tf.inference.device import require_memory_growth
 from semisam_tf.inference.run_folder import read_run, rounds_of
-from semisam_tf.options import OptionError
 from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.ensemble import SamEnsemble
@@ -40,17 +39,11 @@ def sam_sessions(config: Config) -> list[SamSession]:
     All graphs are run once: SAM's turn may come hours later.
 
     Raises:
-        OptionError: A trust that would have nothing to judge by.
         RuntimeError: From `require_memory_growth`, where CUDA is asked for; and what `SamSession` raises.
     """
     if config.sam_mode == "off":
         return []
     trusts = parse(config.sam_trust)
-    if config.sam_mode == "online" and "prior" in trusts:
-        raise OptionError(
-            "--sam_trust=prior: expected whole scans, since a crop's organ has no size and place to compare. Choose "
-            "--sam_mode=cached or offline, or another trust."
-        )
     providers = tuple(part.strip() for part in config.sam_providers.split(",") if part.strip())
     if CUDA in providers:
         require_memory_growth()
@@ -119,9 +112,10 @@ def looks_at_labels(config: Config) -> bool:
 
 def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSession]) -> SamEnsemble:
     """A branch for each model, axis and margin that the settings name."""
-    cache = None
+    cache, trusts = None, parse(config.sam_trust)
+    tests_itself = config.sam_selftest or "selftest" in trusts
     # Crops leave it alone; the self-test asks about the same slices again and again.
-    if config.sam_mode != "online" or config.sam_selftest:
+    if config.sam_mode != "online" or tests_itself:
         folder = config.sam_cache_dir or Path(config.workdir) / "sam_cache"
         cache = EmbeddingCache(folder, limit_bytes=int(config.sam_cache_gib * 2**30))
     common: dict[str, Any] = {
@@ -142,13 +136,12 @@ def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSessi
         for axis, margin_vox in itertools.product(config.sam_axis, config.sam_margin_vox):
             slices: dict[str, Any] = {"axis": axis, "margin_vox": margin_vox, "slice_step": config.sam_slice_step}
             branches.append(SamBranch(session, **common, **slices, max_slices=max_slices))
-    trusts = parse(config.sam_trust)
     prior = None
     if "prior" in trusts:
         labels = [volume.label for volume in labelled if volume.label is not None]
         prior = OrganPrior.of(labels, [volume.spacing_mm for volume in labelled], config.n_classes)
-    ensemble = SamEnsemble(branches, trusts, prior, whole_scan=config.sam_mode != "online")
-    if "selftest" in trusts or config.sam_selftest:
+    ensemble = SamEnsemble(branches, trusts, prior)
+    if tests_itself:
         found = selftest_of(config, ensemble, labelled, asking_of(config))
         if "selftest" in trusts:
             ensemble.scan_trust = found.trust

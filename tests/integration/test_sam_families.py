@@ -2,9 +2,12 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 from semisam_tf.config import Config, validate
+from semisam_tf.inference.predictor import Predictor
+from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.training.rounds import train
 
 # Keras' own, when it saves weights.
@@ -45,6 +48,25 @@ def test_slices_by_points(tiny_cohort, point_sam, tmp_path, mode):
     assert 0 < sam["decoder_calls"] <= sam["prompts_decoded"]
     assert sam["taught_share"] > 0
     assert sam["mean_weight"] == pytest.approx(0.75, abs=0.01)
+
+
+def test_islands_prompt_no_cached_target(tiny_cohort, point_sam, tmp_path, monkeypatch):
+    def with_an_island(self, image, on_window=None):
+        probs = np.zeros((*image.shape[:3], 2), np.float32)
+        probs[4:10, 4:10, 4:10, 1] = probs[12:14, 12:14, 12:14, 1] = 0.9
+        probs[..., 0] = 1 - probs[..., 1]
+        return probs
+
+    asked, target = [], SamEnsemble.target
+
+    def noted(self, image, probs, **about):
+        asked.append(probs.argmax(axis=-1).sum())
+        return target(self, image, probs, **about)
+
+    monkeypatch.setattr(Predictor, "probs", with_an_island)
+    monkeypatch.setattr(SamEnsemble, "target", noted)
+    train(config_of(tiny_cohort, tmp_path / "run", point_sam, sam_mode="cached", largest_component=True))
+    assert asked == [6**3] * 3
 
 
 @pytest.mark.parametrize("mode", ["online", "cached"])

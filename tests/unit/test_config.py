@@ -77,6 +77,10 @@ def test_the_papers_setting():
         ({"sam_prompts": ""}, "--sam_prompts: expected auto"),
         ({"sam_gpu_mem_gib": -1.0}, "--sam_gpu_mem_gib and --sam_gpu_id: expected finite values of at least 0"),
         ({"sam_gpu_mem_gib": float("nan")}, "--sam_gpu_mem_gib and"),
+        (
+            {"sam_mode": "online", "sam_dir": "s", "sam_trust": "iou, prior"},
+            "--sam_trust=prior: expected whole scans",
+        ),
         ({"sam_gpu_id": -1}, "--sam_gpu_mem_gib and --sam_gpu_id: expected finite values of at least 0"),
     ],
 )

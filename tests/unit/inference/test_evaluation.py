@@ -114,18 +114,20 @@ def test_the_largest_piece_of_each_class_stays():
 
 
 def test_small_islands_become_background():
-    probs = np.zeros((9, 2, 2, 3), np.float32)
+    probs = np.zeros((12, 2, 2, 3), np.float32)
     probs[..., 0] = 1
     probs[:2] = (0.2, 0.7, 0.1)  # eight voxels
     probs[3] = (0.6, 0.4, 0)  # background, most likely
     probs[5, 0, 0] = (0.1, 0.9, 0)  # an eighth of the largest
     probs[5, 1, 1] = (0.3, 0, 0.7)  # of another class, its only piece
-    probs[7:, 0, :] = (0, 1, 0)  # half of the largest
+    probs[11, 1, 1] = (0.1, 0.6, 0.3)  # an island in the other class's place
+    probs[7:9, 0, :] = (0, 1, 0)  # half of the largest
     expected = probs.copy()
     expected[5, 0, 0] = (1, 0, 0)
+    expected[11, 1, 1] = (0.25, 0, 0.75)
     found = without_islands(probs, 0.5)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32
-    expected[7:, 0, :] = (1, 0, 0)
-    np.testing.assert_array_equal(without_islands(probs, 0.6), expected)
+    expected[7:9, 0, :] = (1, 0, 0)
+    np.testing.assert_allclose(without_islands(probs, 0.6), expected, rtol=1e-6)
     np.testing.assert_array_equal(without_islands(probs, 0.1), probs)

@@ -12,7 +12,8 @@ from semisam_tf import audit as command
 from semisam_tf.config import Config
 from semisam_tf.data.label_access import LEDGER_FILE, LabelLedger
 from semisam_tf.findings import FAIL, OK, WARN, Finding
-from semisam_tf.inference.label_audit import audit_run, budget
+from semisam_tf.inference.label_audit import audit_run, budget, labels_behind
+from semisam_tf.inference.run_folder import read_run
 
 
 @pytest.fixture
@@ -301,12 +302,14 @@ def test_the_command_fails_prints_and_writes(workdir, tmp_path):
 
 
 def test_another_process_of_the_run_that_opens_a_label_is_seen(workdir):
+    """Whichever of its starts it was: what it taught is in the chief's checkpoints."""
     other = workdir / "workers" / "1"
     other.mkdir(parents=True)
-    ledger = LabelLedger(other, "run2")
-    for case in "ab":
-        ledger.append(case, Path(case), "training")
-    write_run(other, ledger)
+    for start in ("run2", "run3"):  # killed once, so started twice
+        ledger = LabelLedger(other, start)
+        for case in "ab":
+            ledger.append(case, Path(case), "training")
+        write_run(other, ledger)
     (workdir / "workers" / "2").mkdir()  # of a process that opened none
     assert {finding.status for finding in audit_run(workdir).findings} == {OK}
     opened(other, "c", "training", "run2")
@@ -315,3 +318,12 @@ def test_another_process_of_the_run_that_opens_a_label_is_seen(workdir):
     assert leak.status == FAIL
     assert leak.found.startswith("process 1: the label of c was opened once for training")
     assert audit.learned_from == ("a", "b", "c")
+    assert labels_behind(workdir, read_run(workdir)) == ["a", "b", "c"]
+
+
+def test_another_process_that_ended_before_its_record_is_audited_by_the_chiefs(workdir):
+    other = workdir / "workers" / "1"
+    other.mkdir(parents=True)
+    for case in "ab":
+        opened(other, case, "training", "run2")
+    assert {finding.status for finding in audit_run(workdir).findings} == {OK}

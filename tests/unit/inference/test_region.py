@@ -10,14 +10,15 @@ import pytest
 from semisam_tf.config import Config
 from semisam_tf.data.orientation import axis_order
 from semisam_tf.data.volumes import Volume
+from semisam_tf.inference.evaluation import large_pieces
 from semisam_tf.inference.region import (
+    PIECE_SHARE,
     Locator,
     Region,
     RegionTally,
     box_around,
     coarse_settings,
     found_classes,
-    large_pieces,
 )
 
 CONFIG = Config(
@@ -74,7 +75,7 @@ def test_pieces_of_a_fair_size_count_and_specks_do_not():
     mask[14:18, 0:4, 0] = 1
     mask[17, 3, 0] = 0  # 15
     mask[0, 8, 8] = 2  # small, and the largest of its class
-    kept = large_pieces(mask)
+    kept = large_pieces(mask, PIECE_SHARE)
     assert kept.sum() == 64 + 16 + 1
     assert kept[8, 0, 0]
     assert not kept[14:18].any()

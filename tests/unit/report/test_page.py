@@ -218,7 +218,7 @@ def test_sams_targets(make_run, report_of):
     ("part", "words"),
     [
         ({"sam_share": 0.582, "sam_weight": 0.97}, "SAM has a part in 58.2"),
-        ({"sam_share": 0.0, "sam_weight": 0.0}, "They were made without SAM"),
+        ({"sam_share": 0.0, "sam_weight": 0.0}, "SAM has no part in them"),
     ],
 )
 def test_targets_on_file_are_not_called_sams(make_run, report_of, part, words):

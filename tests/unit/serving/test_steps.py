@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from semisam_tf import geometry
 from semisam_tf.config import WINDOW_BLENDS
 from semisam_tf.data.preprocess import Preprocessing
-from semisam_tf.inference.evaluation import largest_component
-from semisam_tf.inference.region import box_around, large_pieces
+from semisam_tf.inference.evaluation import large_pieces, largest_component
+from semisam_tf.inference.region import PIECE_SHARE, box_around
 from semisam_tf.inference.sliding_window import predict_probs
 from semisam_tf.serving import components, normalising, region, resampling, windows
 
@@ -30,7 +30,7 @@ BOX = tf.function(region.box_around)
 def test_large_pieces_are_those_of_numpy(size, share, seed):
     rng = np.random.default_rng(seed)
     mask = rng.integers(1, 3, size).astype(np.uint8) * (rng.random(size) < share)
-    np.testing.assert_array_equal(LARGE(tf.constant(mask)), large_pieces(mask))
+    np.testing.assert_array_equal(LARGE(tf.constant(mask)), large_pieces(mask, PIECE_SHARE))
 
 
 @given(

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from semisam_tf.config import Config
-from semisam_tf.options import OptionError, run_command
+from semisam_tf.options import run_command
 from semisam_tf.sam.runtime import CPU, CUDA
 from semisam_tf.training import sam_setup
 
@@ -85,10 +85,3 @@ def test_agreement_of_a_single_answer_is_warned_of(opened, monkeypatch, caplog, 
     config = Config(**{"sam_mode": "cached", "sam_dir": "a", "sam_trust": "agreement", "sam_providers": CPU} | changes)
     sam_setup.sam_sessions(config)
     assert ("a single answer of SAM" in caplog.text) == warned
-
-
-def test_a_prior_on_organs_is_no_trust_in_crops(opened):
-    config = Config(sam_mode="online", sam_dir="a", sam_trust="iou,prior", sam_providers=CPU)
-    with pytest.raises(OptionError, match="--sam_trust=prior: expected whole scans"):
-        sam_setup.sam_sessions(config)
-    assert opened == []
