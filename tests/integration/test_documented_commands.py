@@ -31,7 +31,7 @@ ELSEWHERE = {
     f"{_PYTHON} -m semisam_tf.train --flagfile=configs/la_table.flags": "la_table.py, on scans that are not here",
     f"{_PYTHON} -m semisam_tf.train --flagfile=configs/la_paper.flags --devices": "not at all, for want of GPUs",
     f"{_PYTHON} -m semisam_tf.train --flagfile=configs/la_paper.flags --data_dir": "not at all, for want of a GPU",
-    f"{_PYTHON} -m semisam_tf.pseudolabel --workdir=RUN --output=DIR --sam_dir=models/sam_lite_medsam --sam_prov": "no GPU",
+    f"{_PYTHON} -m semisam_tf.pseudolabel --workdir=RUN --output=DIR --sam_dir": "not at all, for want of a GPU",
     f"{_PYTHON} docs/make_results.py": "test_docs.py: what it would write is what is there",
     f"{_PYTHON} benchmarks/": "by hand, for the figures: hours; test_docs.py holds that their flags exist",
     "{ printf": "test_serving.py: the curl of docs/serving.md against the stand-in server",
