@@ -74,7 +74,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
         "data_dir": config.data_dir or run["config"].data_dir,
         "sam_mode": "offline",
         "sam_selftest": False,
-        "workdir": str(Path(config.output)),  # of the self-test that a trust may ask for: the run's own is another
+        "workdir": config.output,  # of the self-test that a trust may ask for: the run's own is another
         "scan_cache_dir": "",  # the run's own may be on another machine; each scan is needed once
         "sam_cache_dir": config.sam_cache_dir or str(Path(config.output) / "sam_cache"),
     }

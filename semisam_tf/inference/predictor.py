@@ -27,7 +27,7 @@ from semisam_tf.models.registry import build_network
 from semisam_tf.models.softmax import softmax
 
 # Share of a prediction's largest piece below which another is left out of targets. Chosen on the left atrium's
-# development scans (docs/results.md), where 0.3 and 0.5 do the same.
+# development scans; what it does to predictions there is in docs/results.md.
 SMALLEST_PIECE = 0.3
 # Told how many windows are done, and of how many.
 OnWindow = Callable[[int, int], None]
