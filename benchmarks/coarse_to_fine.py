@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from machine import describe, keep
+from machine import REPO, describe, keep, train_and_score
 
-REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "coarse_to_fine"
 FLAGFILE = "configs/coarse_to_fine.flags"
 COARSE_STEPS, FINE_STEPS = 150, 200
@@ -42,27 +40,10 @@ _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
 def run(name: str, runs: Path) -> None:
     """Trains, scores and times one row and writes its JSON."""
     workdir = runs / name
-    train = ["-m", "semisam_tf.train", f"--flagfile={FLAGFILE}", *ROWS[name]]
-    score = [
-        "-m",
-        "semisam_tf.evaluate",
-        f"--workdir={workdir}",
-        f"--data_dir={DATA_DIR}",
-        f"--cases={CASES}",
-        f"--overlap={OVERLAP}",
-    ]
-    for words in ([*train, f"--workdir={workdir}", f"--data_dir={DATA_DIR}"], score):
-        subprocess.run([sys.executable, *words], cwd=REPO, check=True)
-    metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    words = [f"--flagfile={FLAGFILE}", *ROWS[name]]
     result = {
         "row": name,
-        "command": "python " + " ".join(train),
-        "mean": metrics["mean"],
-        "std": metrics["std"],
-        "n_empty": metrics["n_empty"],
-        "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
-        "coarse_to_fine": metrics.get("coarse_to_fine"),
-        "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
+        **train_and_score(words, workdir, DATA_DIR, CASES, [f"--overlap={OVERLAP}"]),
         **time_scans(workdir),
         "machine": describe(("keras", "numpy")),
     }

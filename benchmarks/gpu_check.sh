@@ -77,6 +77,8 @@ check "quickstart Dice" "$venv/bin/python" -m semisam_tf.evaluate --workdir="$ru
     --cases="$data/test.list" --min_dice=0.75
 check "SAM's masks, CUDA and CPU" "$venv/bin/python" benchmarks/gpu_check.py --check=sam --data_dir="$data" --sam_dir="$sam"
 check "a training step, GPU and CPU" "$venv/bin/python" benchmarks/gpu_check.py --check=step --data_dir="$data"
+check "Dice in half precision" "$venv/bin/python" benchmarks/precision.py --precisions=float32,bfloat16,float16 --seeds=0,1 \
+    --runs="$run/precision" --results="$run/precision_results" --worst_loss=1
 # PyTorch is here as a CPU build, for the exporter: a comparison with it would say nothing.
 check "speed" "$venv/bin/python" benchmarks/speed.py --ours_only --results="$run/speed" ${SPEED_ROWS:+--rows="$SPEED_ROWS"}
 

@@ -86,6 +86,10 @@ METHODS = {
     **{name: Method(flags) for name, flags in _FURTHER.items()},
     **{name: Method((*_FRAMEWORKS["supervised"], *change)) for name, change in _ABLATIONS.items()},
     **{f"{name}_sam": Method((*_FRAMEWORKS[name], *_CACHED)) for name in ("mean_teacher", "ua_mt")},
+    **{
+        f"{name}_sam_fused": Method((*_FRAMEWORKS[name], *_CACHED, "--sam_fusion=mean"))
+        for name in ("mean_teacher", "ua_mt")
+    },
     **{f"{name}_own_targets": Method((*flags, *_OFFLINE), teacher=name) for name, flags in _FRAMEWORKS.items()},
     **{
         f"{name}_sam_targets": Method((*flags, *_OFFLINE), teacher=name, targets=_SAM_TARGETS)
@@ -96,7 +100,7 @@ METHODS = {
 _PAIRS = [
     *(("supervised", name) for name in _FURTHER),
     *(("supervised", name) for name in _ABLATIONS),
-    *((name, f"{name}_sam") for name in ("mean_teacher", "ua_mt")),
+    *((name, f"{name}_{how}") for name in ("mean_teacher", "ua_mt") for how in ("sam", "sam_fused")),
     *((f"{name}_own_targets", f"{name}_sam_targets") for name in _FRAMEWORKS),
     *((name, f"{name}_{whose}_targets") for name in _FRAMEWORKS for whose in ("own", "sam")),
     ("config_without_sam", "config"),

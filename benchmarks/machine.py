@@ -17,6 +17,8 @@ from typing import Any
 
 from absl import app
 
+REPO = Path(__file__).resolve().parent.parent
+
 
 def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Cores, processor, load, date and versions, as JSON values. Loads are means of the last 15 minutes and of one."""
@@ -72,6 +74,40 @@ def keep(path: Path, result: dict[str, Any]) -> None:
     from semisam_tf.atomic import write_json
 
     write_json(path, result)
+
+
+def train_and_score(
+    flags: Sequence[str], workdir: Path, data_dir: str, cases: str, score_flags: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs `train` and `evaluate` in processes of their own.
+
+    Args:
+        flags: Of `train`, but for --workdir and --data_dir.
+        workdir: The run's.
+        data_dir: Folder of the scans.
+        cases: List of those to score, in a file.
+        score_flags: More flags of `evaluate`.
+
+    Returns:
+        The command, the scores and `result.json` of the run, as JSON values.
+
+    Raises:
+        subprocess.CalledProcessError: One of the two failed.
+    """
+    train = ["-m", "semisam_tf.train", *flags]
+    where = [f"--workdir={workdir}", f"--data_dir={data_dir}"]
+    for words in ([*train, *where], ["-m", "semisam_tf.evaluate", *where, f"--cases={cases}", *score_flags]):
+        subprocess.run([sys.executable, *words], cwd=REPO, check=True)
+    metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    return {
+        "command": "python " + " ".join(train),
+        "mean": metrics["mean"],
+        "std": metrics["std"],
+        "n_empty": metrics["n_empty"],
+        "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
+        "coarse_to_fine": metrics.get("coarse_to_fine"),
+        "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
+    }
 
 
 def measure_and_print(

@@ -172,6 +172,12 @@ class Config:
         "Kinds of prompts: box, point, mask, separated by commas. auto: box if the SAM knows boxes, else point.",
     )
     sam_points: int = option(1, "Clicks in each component, where points are prompts.", unit="points")
+    sam_point_choice: str = option(
+        "innermost",
+        "Which voxels are clicked. innermost: those farthest from the component's border. surest: so, too, but of the "
+        "half of the component that the prediction is surest of, by its entropy.",
+        choices=("innermost", "surest"),
+    )
     sam_trust: str = option(
         "iou",
         "Weight of SAM's answers: one, or the product of some of iou, prediction, continuity, agreement, prior, "

@@ -56,6 +56,7 @@ class SamBranch:
         session: The model.
         prompts: Kinds of prompts, as `prompt_kinds` takes them.
         points: Clicks in each component, where prompts are points.
+        surest_points: Click among those voxels of a component that the prediction is surest of.
         axis: 2D: axis of [X, Y, Z] along which the scan is cut into slices. Of the two others the first runs along the
             picture's columns (x), the second along its rows (y).
         margin_vox: Voxels added around each component's box.
@@ -77,6 +78,7 @@ class SamBranch:
         session: SamSession,
         prompts: str = AUTO,
         points: int = 1,
+        surest_points: bool = False,
         axis: int = 2,
         margin_vox: int = 2,
         min_area_vox: int = 8,
@@ -96,7 +98,7 @@ class SamBranch:
                 f"margin_vox={margin_vox}, slice_step={slice_step}, points={points}."
             )
         self.session, self.cache = session, cache
-        self.axis, self.channel = axis, channel
+        self.surest_points, self.axis, self.channel = surest_points, axis, channel
         self.slice_step, self.max_slices = slice_step, max_slices
         self._find = functools.partial(
             component_prompts, margin_vox=margin_vox, min_area_vox=min_area_vox, n_points=points
@@ -136,9 +138,10 @@ class SamBranch:
         manifest, n_classes = self.session.manifest, class_probs.shape[-1]
         views = views_of(image[..., self.channel], spacing_mm, manifest, self.axis, self.slice_step)
         predicted_mask = class_probs.argmax(axis=-1).astype(np.uint8).transpose(views.order)
+        uncertainty = special.entr(class_probs).sum(axis=-1).transpose(views.order) if self.surest_points else None
         # In 2D as ever by voxels, whatever the slices' spacing.
         find = self._find if manifest.dims == 2 else functools.partial(self._find, spacing=spacing_mm)
-        sightings, unasked = views.sightings(predicted_mask, n_classes, find)
+        sightings, unasked = views.sightings(predicted_mask, uncertainty, n_classes, find)
         # [K, ...] in view order
         answer = self._answer(views, self._drawn(sightings, rng), class_probs.transpose(3, *views.order), key)
         return self._target(views, answer, unasked, predicted_mask, n_classes)

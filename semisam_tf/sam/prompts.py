@@ -67,6 +67,7 @@ def prompt_kinds(manifest: Manifest, wanted: str = AUTO) -> tuple[str, ...]:
 
 def component_prompts(
     foreground_mask: np.ndarray,
+    uncertainty: np.ndarray | None = None,
     margin_vox: int = 0,
     min_area_vox: int = 1,
     n_points: int = 1,
@@ -78,20 +79,28 @@ def component_prompts(
     border is wrong (and where the centre of a crescent would not). Each further one is farthest from the border and
     from the points before, whichever is nearer. Of equal voxels the first counts.
 
+    With `uncertainty` all this is done to that half of a component which is least uncertain, so that no click is where
+    the prediction only may be right. SemiSAM+ describes points of low uncertainty; its published code reduces the
+    uncertainty of a batch to one number, which then cancels out.
+
     Args:
         foreground_mask: bool [rows, columns] or [X, Y, Z], from a prediction.
+        uncertainty: Of each voxel, the larger the less sure, in any unit; None to go by the border alone.
         margin_vox: Each box is widened by so many voxels on each side, and cut at the mask's border.
         min_area_vox: Components of fewer voxels get no prompt.
-        n_points: Points in each component, at least 1; a component of fewer voxels repeats the first.
+        n_points: Points in each component, at least 1; where there are fewer voxels to click the first is repeated.
         spacing: Size of a voxel along each axis, for the distances; None for cubes.
 
     Returns:
         N is 0 for an empty mask. Ordered by the components' first voxels.
 
     Raises:
-        ValueError: The mask is of another rank, the margin is negative, or there are to be no points.
+        ValueError: The mask is of another rank, the uncertainty of another shape, the margin is negative, or there are
+            to be no points.
     """
     dims = foreground_mask.ndim
+    if uncertainty is not None and uncertainty.shape != foreground_mask.shape:
+        raise ValueError(f"Expected uncertainty of shape {foreground_mask.shape}. Received: {uncertainty.shape}.")
     if dims not in (2, 3) or margin_vox < 0 or n_points < 1:
         raise ValueError(
             "Expected a mask [rows, columns] or [X, Y, Z], a margin of at least 0 and at least 1 point. "
@@ -104,7 +113,11 @@ def component_prompts(
         if areas[index] < min_area_vox:
             continue
         boxes.append([[part.start for part in place], [part.stop - 1 for part in place]])
-        inner = _innermost(labels[place] == index + 1, n_points, spacing)
+        clicked = labels[place] == index + 1
+        if uncertainty is not None:
+            # "lower": a value that one of the voxels has, so that there is one to click.
+            clicked &= uncertainty[place] <= np.quantile(uncertainty[place][clicked], 0.5, method="lower")
+        inner = _innermost(clicked, n_points, spacing)
         points.append(inner + boxes[-1][0])
     widened = np.array(boxes, np.int64).reshape(-1, 2, dims) + np.array([[-1], [1]]) * margin_vox
     clipped = np.clip(widened, 0, np.array(foreground_mask.shape) - 1)
@@ -115,7 +128,7 @@ def component_prompts(
 
 
 def _innermost(component: np.ndarray, n_points: int, spacing: Sequence[float] | None) -> np.ndarray:
-    """int64 [n_points, dims], voxels of a component that fills its array's extent."""
+    """int64 [n_points, dims], voxels of a component, or of the part of it that may be clicked, in its array."""
     # Beyond the array is border too, hence the padding.
     room = ndimage.distance_transform_edt(np.pad(component, 1), sampling=spacing)
     room = room[(slice(1, -1),) * component.ndim]

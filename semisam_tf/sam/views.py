@@ -22,8 +22,8 @@ from semisam_tf.sam.window import WindowFrame
 # Mask prompts beyond the scan: surely background, and no more so than a sure voxel within.
 _SURE_LOGIT = 10.0
 Region = tuple[slice, ...]
-# bool mask -> its components' prompts.
-Find = Callable[[np.ndarray], ComponentPrompts]
+# bool mask, and its voxels' uncertainty or None -> its components' prompts.
+Find = Callable[[np.ndarray, np.ndarray | None], ComponentPrompts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,14 @@ class Views(Protocol):
     def picture(self, index: int) -> np.ndarray:
         """float32 picture of a view, for `SamSession.encode`."""
 
-    def sightings(self, predicted_mask: np.ndarray, n_classes: int, find: Find) -> tuple[list[Sighting], np.ndarray]:
+    def sightings(
+        self, predicted_mask: np.ndarray, uncertainty: np.ndarray | None, n_classes: int, find: Find
+    ) -> tuple[list[Sighting], np.ndarray]:
         """What to ask about, ordered by view, and a bool mask of predicted voxels that no view is asked about.
 
         Args:
             predicted_mask: uint8 classes, in view order.
+            uncertainty: float32 of the mask's shape, the prediction's; None where `find` does without.
             n_classes: Classes with background.
             find: Makes the prompts of one class's mask.
         """
@@ -115,7 +118,9 @@ class SliceViews:
         """See `Views`."""
         return self._frame.picture(self.scan[index], self._manifest.scaling, self._scan_range)
 
-    def sightings(self, predicted_mask: np.ndarray, n_classes: int, find: Find) -> tuple[list[Sighting], np.ndarray]:
+    def sightings(
+        self, predicted_mask: np.ndarray, uncertainty: np.ndarray | None, n_classes: int, find: Find
+    ) -> tuple[list[Sighting], np.ndarray]:
         """See `Views`. A slice that a class fills has no border to find: it is not asked about that class."""
         found: list[Sighting] = []
         unasked = np.zeros(predicted_mask.shape, bool)
@@ -126,7 +131,7 @@ class SliceViews:
                 foreground_mask = predicted_mask[index] == class_index
                 if foreground_mask.all():
                     continue
-                prompts = find(foreground_mask)
+                prompts = find(foreground_mask, None if uncertainty is None else uncertainty[index])
                 unasked[index] |= prompts.too_small
                 pairs = zip(prompts.boxes_vox, prompts.points_vox, strict=True)
                 found += [Sighting(int(index), class_index, box, points) for box, points in pairs]
@@ -178,7 +183,9 @@ class WindowViews:
         """See `Views`."""
         return self._frame.picture(index, self._padded, self._manifest.scaling, self._scan_range)
 
-    def sightings(self, predicted_mask: np.ndarray, n_classes: int, find: Find) -> tuple[list[Sighting], np.ndarray]:
+    def sightings(
+        self, predicted_mask: np.ndarray, uncertainty: np.ndarray | None, n_classes: int, find: Find
+    ) -> tuple[list[Sighting], np.ndarray]:
         """See `Views`. A component that fills its window has no border to find there: it is not asked about."""
         found: list[Sighting] = []
         unasked = np.zeros(predicted_mask.shape, bool)
@@ -186,7 +193,7 @@ class WindowViews:
             foreground_mask = predicted_mask == class_index
             if foreground_mask.all():
                 continue
-            prompts = find(foreground_mask)
+            prompts = find(foreground_mask, uncertainty)
             unasked |= prompts.too_small
             nearest = [self._frame.nearest(points[0]) for points in prompts.points_vox]
             for view in sorted(set(nearest)):

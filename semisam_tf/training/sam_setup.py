@@ -28,8 +28,8 @@ from semisam_tf.training.selftest import selftest_of
 _SLICE_FLAGS = ("sam_axis", "sam_margin_vox", "sam_slice_step", "sam_max_slices")
 
 _ASKING = (
-    "sam_prompts", "sam_points", "sam_trust", "sam_axis", "sam_channel", "sam_margin_vox", "sam_min_area_vox",
-    "sam_slice_step",
+    "sam_prompts", "sam_points", "sam_point_choice", "sam_trust", "sam_axis", "sam_channel", "sam_margin_vox",
+    "sam_min_area_vox", "sam_slice_step",
 )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def sam_ensemble(config: Config, labelled: list[Volume], sessions: list[SamSessi
     common: dict[str, Any] = {
         "prompts": config.sam_prompts,
         "points": config.sam_points,
+        "surest_points": config.sam_point_choice == "surest",
         "min_area_vox": config.sam_min_area_vox,
         "trust": config.sam_trust,
         "channel": config.sam_channel,

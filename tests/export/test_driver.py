@@ -112,7 +112,7 @@ def test_window_as_sam_med3ds_inference_sees_it(tmp_path: Path) -> None:
     expected = family.published_decoder(roles)
 
     views = WindowViews(scan - 1024, (1.5, 1.5, 1.5), session.manifest)
-    sightings, _ = views.sightings(organ.astype(np.uint8), 2, component_prompts)
+    sightings, _ = views.sightings(organ.astype(np.uint8), None, 2, component_prompts)
     assert sightings[0].points_vox.tolist() == [[35, 75, 25]]
     picture = views.picture(sightings[0].view)
     np.testing.assert_allclose(picture, published[0, 0], atol=1e-4)

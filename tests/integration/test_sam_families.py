@@ -8,6 +8,7 @@ import pytest
 from semisam_tf.config import Config, validate
 from semisam_tf.inference.predictor import Predictor
 from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.views import SliceViews
 from semisam_tf.training.rounds import train
 
 # Keras' own, when it saves weights.
@@ -48,6 +49,23 @@ def test_slices_by_points(tiny_cohort, point_sam, tmp_path, mode):
     assert 0 < sam["decoder_calls"] <= sam["prompts_decoded"]
     assert sam["taught_share"] > 0
     assert sam["mean_weight"] == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize(("choice", "x"), [("innermost", 6), ("surest", 11)])
+def test_the_choice_of_points_reaches_the_clicks(tiny_cohort, point_sam, tmp_path, monkeypatch, choice, x):
+    def unsure_for_low_x(self, image, on_window=None):
+        foreground = np.zeros(image.shape[:3], np.float32)
+        foreground[4:14, 6:11, 4:8] = np.where(np.arange(4, 14) < 9, 0.6, 0.99)[:, None, None]
+        return np.stack([1 - foreground, foreground], axis=-1)
+
+    clicked, prompts = [], SliceViews.prompts
+    monkeypatch.setattr(Predictor, "probs", unsure_for_low_x)
+    monkeypatch.setattr(
+        SliceViews, "prompts", lambda self, asked, *more: clicked.extend(asked) or prompts(self, asked, *more)
+    )
+    asked = {"sam_mode": "cached", "sam_prompts": "point", "sam_point_choice": choice}
+    train(config_of(tiny_cohort, tmp_path / "run", point_sam, **asked))
+    assert {tuple(sighting.points_vox[0]) for sighting in clicked} == {(8, x)}
 
 
 def test_islands_prompt_no_cached_target(tiny_cohort, point_sam, tmp_path, monkeypatch):

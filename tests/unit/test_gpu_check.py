@@ -134,7 +134,7 @@ def test_every_check_is_made_and_passes(script):
     lines = done.stdout.splitlines()
     summary = lines[lines.index("", 1) + 1 :]
     assert summary[0] == "GPU: H200, 143771 MiB, 570"
-    assert len(summary) == 10
+    assert len(summary) == 11
     assert all(line.startswith("PASS  ") for line in summary[1:])
     # The tests that a GPU is needed for, by the files that have any.
     (tests,) = [line for line in asked if line.startswith("-m pytest")]
@@ -144,9 +144,9 @@ def test_every_check_is_made_and_passes(script):
 def test_a_failed_check_stops_none_after_it_and_is_in_the_sum(script):
     done, asked = script("echo H200", broken="semisam_tf.doctor")
     assert done.returncode == 1
-    last = done.stdout.splitlines()[-10:]
+    last = done.stdout.splitlines()[-11:]
     assert [line for line in last if line.startswith("FAIL")] == ["FAIL  doctor (exit code 1)"]
-    assert sum(line.startswith("PASS") for line in last) == 8
+    assert sum(line.startswith("PASS") for line in last) == 9
     assert asked[-1].startswith("benchmarks/speed.py")
 
 

@@ -56,6 +56,24 @@ def test_box_of_the_prediction_becomes_the_target(session: SamSession) -> None:
     assert session.counts() == {"encoder_calls": 1, "slices_encoded": 1, "decoder_calls": 1, "prompts_decoded": 1}
 
 
+def test_click_of_low_uncertainty_lies_along_the_right_axis(
+    tmp_path: Path, write_double: Callable[..., Manifest]
+) -> None:
+    write_double(tmp_path / "points", prompt="sam")
+    session = SamSession(tmp_path / "points")
+    mask = np.zeros((16, 16, 4), int)
+    mask[2:13, 3:8, 1] = 1
+    # Unsure where x is below 7: five of the eleven columns.
+    foreground = mask * np.where(np.arange(16) < 7, 0.6, 0.99)[:, None, None]
+    class_probs = np.stack([1 - foreground, foreground], axis=-1).astype(np.float32)
+    clicked, real = [], session.decode
+    session.decode = lambda embeddings, prompts, rows: clicked.append(prompts.points) or real(embeddings, prompts, rows)
+    for surest in (False, True):
+        SamBranch(session, prompts="point", surest_points=surest).target(bright_image(), class_probs)
+    # Row y = 5 is the middle one; the first voxels two deep are x = 4, and in what is surer x = 9.
+    assert [points[0, 0].tolist() for points in clicked] == [[5, 4], [5, 9]]
+
+
 def test_margin_widens_the_target(session: SamSession) -> None:
     target = SamBranch(session, margin_vox=2).target(bright_image(), one_hot(l_shape()))
     x, y = np.nonzero(target.probs[:, :, 1, 1])

@@ -54,7 +54,7 @@ def test_empty_mask_has_no_prompt() -> None:
 def test_boxes_lie_in_the_slice_and_miss_only_small_components(
     mask: np.ndarray, margin_vox: int, min_area_vox: int
 ) -> None:
-    boxes = component_prompts(mask, margin_vox, min_area_vox).boxes_vox
+    boxes = component_prompts(mask, margin_vox=margin_vox, min_area_vox=min_area_vox).boxes_vox
     covered = np.zeros(mask.shape, bool)
     for (y_first, x_first), (y_last, x_last) in boxes:
         assert 0 <= x_first <= x_last < mask.shape[1]
@@ -75,7 +75,7 @@ def test_boxes_lie_in_the_slice_and_miss_only_small_components(
 @pytest.mark.parametrize(("shape", "margin_vox"), [((2,), 0), ((2, 2), -1)])
 def test_wrong_arguments_are_refused(shape: tuple[int, ...], margin_vox: int) -> None:
     with pytest.raises(ValueError, match=f"margin_vox={margin_vox}"):
-        component_prompts(np.ones(shape, bool), margin_vox)
+        component_prompts(np.ones(shape, bool), margin_vox=margin_vox)
 
 
 def test_mask_prompt_is_logits() -> None:
@@ -110,6 +110,47 @@ def test_further_points_are_deep_inside_and_apart() -> None:
     # one voxel deep or away, the first.
     found = component_prompts(mask, n_points=3)
     np.testing.assert_array_equal(found.points_vox, [[[1, 1], [1, 3], [1, 5]]])
+
+
+def test_points_of_low_uncertainty_are_innermost_in_the_surer_half() -> None:
+    mask = draw(
+        "#######",
+        "#######",
+        "#######",
+        "......#",
+    )
+    uncertainty = np.tile([0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1], (4, 1))
+    # 22 voxels, of which the ten on the right are sure and (the half is eleven) no more than those.
+    uncertainty[0, 3] = 0.2
+    np.testing.assert_array_equal(component_prompts(mask).points_vox, [[[1, 1]]])
+    sure = component_prompts(mask, uncertainty, n_points=2)
+    # Of the columns 4 to 6 the middle one; then the tail below, the farthest from it that is as deep as any.
+    np.testing.assert_array_equal(sure.points_vox[0, 0], [1, 5])
+    assert (uncertainty[tuple(sure.points_vox[0].T)] < 0.5).all()
+    # The box is of the whole component.
+    np.testing.assert_array_equal(sure.boxes_vox, [[[0, 0], [3, 6]]])
+
+
+def test_without_a_surer_half_low_uncertainty_is_innermost() -> None:
+    mask = draw("#####", "#####", "##...", "##...", "##...")
+    even = component_prompts(mask, np.zeros(mask.shape))
+    np.testing.assert_array_equal(even.points_vox, component_prompts(mask).points_vox)
+
+
+@given(mask=MASKS, seed=st.integers(0, 9))
+def test_points_of_low_uncertainty_are_in_their_own_components_half(mask: np.ndarray, seed: int) -> None:
+    # As probabilities are, some are equal; components differ in how sure they are.
+    uncertainty = np.random.default_rng(seed).integers(0, 4, mask.shape).astype(np.float32)
+    found = component_prompts(mask, uncertainty, n_points=2)
+    for i, points in enumerate(found.points_vox):
+        assert (found.components[tuple(points.T)] == i + 1).all()
+        all_of_it = uncertainty[found.components == i + 1]
+        assert (uncertainty[tuple(points.T)] <= np.median(all_of_it)).all()
+
+
+def test_uncertainty_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Expected uncertainty of shape \(2, 3\). Received: \(3, 2\)"):
+        component_prompts(np.ones((2, 3), bool), np.zeros((3, 2)))
 
 
 def test_small_component_repeats_its_point() -> None:

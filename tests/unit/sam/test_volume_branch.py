@@ -58,6 +58,23 @@ def prompts_of(session: SamSession, predicted: np.ndarray, spacing: tuple[float,
     return seen
 
 
+def unsure_where(mask: np.ndarray, unsure: np.ndarray) -> np.ndarray:
+    """A prediction of `mask` that is sure but where `unsure`."""
+    foreground = np.where(unsure, 0.55, 0.99) * mask
+    return np.stack([1 - foreground, foreground], axis=-1).astype(np.float32)
+
+
+def test_click_of_low_uncertainty_is_where_the_prediction_is_sure(volume_session: SamSession) -> None:
+    predicted = np.zeros((16, 16, 16), int)
+    predicted[2:11, 2:7, 3:8] = 1
+    # Four of nine layers along x are unsure.
+    probs = unsure_where(predicted, np.arange(16)[:, None, None] < 6)
+    branches = [SamBranch(volume_session, surest_points=surest) for surest in (False, True)]
+    answers = [branch.target(scan(), probs, spacing_mm=SPACING).probs[..., 1] for branch in branches]
+    # The double's answer is a cube around the click.
+    assert [np.argwhere(answer).mean(axis=0).tolist() for answer in answers] == [[4, 4, 5], [8, 4, 5]]
+
+
 def test_click_in_the_innermost_voxel_becomes_the_target(volume_session: SamSession) -> None:
     predicted = cube((16, 16, 16), (5, 8, 6), 1)
     target = SamBranch(volume_session).target(scan(), one_hot(predicted), spacing_mm=SPACING)
