@@ -23,7 +23,7 @@ from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.oracle import OraclePrompts
-from semisam_tf.training.targets import Target, as_bytes, cut
+from semisam_tf.training.targets import Target, as_bytes, cut, packed, unpacked
 
 # A SAM that fails so often without an answer in between is broken, and hours of training without it are wasted.
 MOST_FAILURES = 10
@@ -54,7 +54,8 @@ class SamTeaching:
         self.crop_probs, self.volume_probs, self.oracle = crop_probs, volume_probs, oracle
         self.volumes = {volume.case_id: volume for volume in unlabelled}
         self.visits: dict[str, int] = {}
-        self.kept: dict[str, Target] = {}
+        # Case -> its `packed` target: there may be thousands.
+        self.kept: dict[str, np.ndarray] = {}
         # Told of each target of a whole scan: case, the probs [X, Y, Z, K] that prompted it, target.
         self.on_target: Callable[[str, np.ndarray, SamTarget], None] | None = None
         self.totals = {
@@ -109,7 +110,7 @@ class SamTeaching:
                 self._refresh(case_id)
             self.visits[case_id] = visit + 1
             if case_id in self.kept:
-                probs[item], weight[item] = cut(self.kept[case_id], transform)
+                probs[item], weight[item] = cut(unpacked(self.kept[case_id]), transform)
 
     def _refresh(self, case_id: str) -> None:
         volume = self.volumes[case_id]
@@ -124,7 +125,7 @@ class SamTeaching:
             case_id, target.scores["prompts"], target.scores["slices_prompted"], target.scores["agreement"],
             self.totals["targets"],
         )  # fmt: skip
-        self.kept[case_id] = as_bytes(*self._fused(target, predicted))
+        self.kept[case_id] = packed(as_bytes(*self._fused(target, predicted)))
         if self.on_target is not None:
             self.on_target(case_id, predicted, target)
 
@@ -173,18 +174,19 @@ class SamTeaching:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and JSON values from which `restore` makes the same object."""
-        arrays = {
-            f"{kind}/{case_id}": array
-            for case_id, target in self.kept.items()
-            for kind, array in target._asdict().items()
-        }
+        arrays = {f"packed/{case_id}": content for case_id, content in self.kept.items()}
         state = {"visits": self.visits, "totals": self.totals, "failures_in_a_row": self.failures_in_a_row}
         return arrays, state
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Takes over what `state` returned."""
-        # Checkpoints of older versions count no failures.
+        # Checkpoints of older versions count no failures, and have the targets' arrays as they are.
         self.visits, self.totals = dict(state["visits"]), self.totals | state["totals"]
         self.failures_in_a_row = state.get("failures_in_a_row", 0)
-        cases = [name.removeprefix("probs/") for name in arrays if name.startswith("probs/")]
-        self.kept = {case: Target(arrays[f"probs/{case}"], arrays[f"weight/{case}"]) for case in cases}
+        self.kept = {}
+        for name, array in arrays.items():
+            kind, case_id = name.split("/", 1)
+            if kind == "packed":
+                self.kept[case_id] = array
+            elif kind == "probs":
+                self.kept[case_id] = packed(Target(array, arrays[f"weight/{case_id}"]))

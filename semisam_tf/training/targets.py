@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ LEVELS = 255.0
 
 
 class Target(NamedTuple):
-    """Bytes, since targets go into every checkpoint.
+    """Bytes, since targets go to disk.
 
     Attributes:
         probs: uint8 [x, y, z, K - 1], 255ths of the probability of each class but the background.
@@ -28,6 +30,21 @@ def as_bytes(probs: np.ndarray, weight: np.ndarray) -> Target:
     # Down, so that the foreground's shares never sum to more than 1.
     foreground = np.floor(probs[..., 1:] * LEVELS + 1e-3).astype(np.uint8)
     return Target(foreground, np.round(weight * LEVELS).astype(np.uint8))
+
+
+def packed(target: Target) -> np.ndarray:
+    """A target for memory and checkpoints, uint8 [n]: a fifth or less, as most of a scan is surely background."""
+    content = io.BytesIO()
+    # Class by class: neighbours in the scan are neighbours in the file.
+    np.save(content, np.concatenate([np.moveaxis(target.probs, -1, 0), target.weight[None]]))
+    # Level 1: a millisecond or two to pack or unpack a scan at half resolution; more levels save little.
+    return np.frombuffer(zlib.compress(content.getbuffer(), 1), np.uint8)
+
+
+def unpacked(content: np.ndarray) -> Target:
+    """Inverse of `packed`."""
+    layers = np.load(io.BytesIO(zlib.decompress(content)), allow_pickle=False)
+    return Target(np.moveaxis(layers[:-1], 0, -1), layers[-1])
 
 
 def cut(target: Target, transform: SpatialTransform) -> tuple[np.ndarray, np.ndarray]:

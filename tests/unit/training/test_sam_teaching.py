@@ -12,6 +12,7 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.sam_teaching import MOST_FAILURES, SamTeaching
+from semisam_tf.training.targets import unpacked
 
 CONFIG = Config(sam_mode="cached", sam_dir="s", n_classes=3, sam_refresh_visits=2)
 SIZE = (20, 18, 16)
@@ -188,6 +189,20 @@ def test_an_answer_between_failures_starts_the_count_anew(stream, unlabelled):
     for t in range(MOST_FAILURES):
         sam.targets(t, stream.batch(t))
     assert sam.summary()["failed_targets"] == 2 * MOST_FAILURES - 2
+
+
+def test_checkpoints_with_targets_as_they_are_are_taken(stream, unlabelled):
+    old, new = teaching(CONFIG, unlabelled), teaching(CONFIG, unlabelled)
+    old.targets(0, stream.batch(0))
+    arrays, state = old.state()
+    assert set(arrays) == {"packed/b", "packed/cc"}
+    kept = {name.removeprefix("packed/"): unpacked(array) for name, array in arrays.items()}
+    plain = {f"{kind}/{case}": a for case, target in kept.items() for kind, a in target._asdict().items()}
+    new.restore(plain, state)
+    for a, b in zip(old.targets(1, stream.batch(1)), new.targets(1, stream.batch(1)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # A scan is asked about every second visit: this was not one.
+    assert new.sam.keys == []
 
 
 def test_checkpoints_without_a_count_of_failures_are_taken(stream, unlabelled):
