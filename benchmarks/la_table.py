@@ -20,7 +20,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 from absl import app, flags
 from machine import describe, keep
@@ -123,6 +122,7 @@ CONFIGS = {
         "--max_steps=2000",
     ),
 }
+_TAUGHT = ("taught_share", "mean_weight")
 # Where SAM teaches in the flagfile, and so something is to be left out.
 _DEFAULT_LABELED = {
     "config": ["1", "2", "4"],
@@ -198,30 +198,44 @@ def targets_of(row: Row, runs: Path) -> Path:
     return max(workdir.glob("rounds/*/targets"), key=lambda path: int(path.parent.name), default=workdir / "targets")
 
 
-def target_scores(folder: Path, data_dir: str) -> dict[str, float]:
-    """What the targets were worth, by labels that no run has seen: their mean Dice, and SAM's part in them."""
+def target_scores(workdir: Path, targets: Path, data_dir: str) -> dict[str, float] | None:
+    """What the targets were worth, by labels that no run has seen: their mean Dice, and SAM's part in those on file.
+
+    Args:
+        workdir: The run's.
+        targets: Folder of the targets on file, if the run had any.
+        data_dir: Folder of the scans.
+
+    Returns:
+        None of a run that kept no target. Cached targets are those of the run's end.
+    """
     from semisam_tf.data.label_access import outside_runs
     from semisam_tf.data.preprocess import preprocessing_of
     from semisam_tf.data.volumes import find_case, load_volume
     from semisam_tf.inference.run_folder import read_run
     from semisam_tf.sam.target import dice
-    from semisam_tf.training.pseudolabels import read_target
-    from semisam_tf.training.targets import mask_of
+    from semisam_tf.training import checkpoint
+    from semisam_tf.training.pseudolabels import read_target, target_scores
+    from semisam_tf.training.targets import mask_of, unpacked
 
-    config = read_run(folder.parent)["config"]
+    config = read_run(workdir)["config"]
+    kept = {}
+    if config.sam_mode == "cached" and (last := checkpoint.load_latest(workdir / "checkpoints", sets_aside=False)):
+        kept = {name.removeprefix("packed/"): unpacked(content) for name, content in last[1].get("sam", {}).items()}
     found: dict[str, list[float]] = {}
-    for path in sorted(folder.glob("[!.]*.h5")):
+    for case_id in sorted(kept) or sorted(path.stem for path in targets.glob("[!.]*.h5")):
         scan = load_volume(
-            find_case(data_dir, path.stem), with_label=outside_runs("a benchmark"),
+            find_case(data_dir, case_id), with_label=outside_runs("a benchmark"),
             default_spacing_mm=config.default_spacing_mm,
         )  # fmt: skip
         grid = preprocessing_of(config).to_training_grid(scan, config.n_classes)
-        target = read_target(folder, grid, config.n_classes)
-        with h5py.File(path, "r") as file:
-            said = json.loads(file.attrs["scores"])
+        target = kept[case_id] if kept else read_target(targets, grid, config.n_classes)
+        said = {} if kept else target_scores(targets, case_id)
         said = {name: said[name] for name in ("agreement", "weighted_share", "mean_weight") if name in said}
         for name, value in {"dice": dice(mask_of(target.probs) > 0, grid.label > 0), **said}.items():
             found.setdefault(name, []).append(value)
+    if not found:
+        return None
     return {name: round(statistics.mean(values), 4) for name, values in found.items()} | {"scans": len(found["dice"])}
 
 
@@ -236,7 +250,6 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         *(_SCORED_BY if row.method in METHODS else ()),
     ]  # fmt: skip
     seconds["evaluate"] = command(score)
-    targets = targets_of(row, runs)
     metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
     record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     result = {
@@ -250,7 +263,7 @@ def run(row: Row, data_dir: str, runs: Path) -> None:
         "dice": {case["case_id"]: round(case["dice"], 4) for case in metrics["cases"]},
         "model": metrics["model"],
         "training": json.loads((workdir / "result.json").read_text(encoding="utf-8")),
-        "targets": target_scores(targets, data_dir) if targets.is_dir() else None,
+        "targets": target_scores(workdir, targets_of(row, runs), data_dir),
         "wall_s": seconds,
         "resumed": resumed,
         "git_commit": record["git_commit"],
@@ -323,28 +336,33 @@ def _line(labeled: int, method: str, runs: list[dict]) -> str:
         return f"{statistics.mean(means):.1f} +- {statistics.mean(spreads):.1f}{between}"
 
     minutes = f"{statistics.mean(run['training']['duration_s'] for run in runs) / 60:.1f}"
-    taught = "-"
-    if runs[0]["training"]["sam"]:
+    taught = []
+    # Without SAM, and of cached ones, the targets have no other scores than their Dice.
+    targets = runs[0].get("targets") or {}
+    said = {name: statistics.mean(run["targets"][name] for run in runs) for name in targets}
+    if said:
+        taught.append(f"targets' Dice {100 * said['dice']:.1f}")
+    if runs[0]["training"]["sam"] and runs[0]["training"]["sam"]["sam_calls"]:
+        # Older runs do not say what SAM's part was: it is all that was taught, for none averaged SAM with a prediction.
+        share, weight = ("sam_share", "sam_weight") if "sam_share" in runs[0]["training"]["sam"] else _TAUGHT
         calls, share, weight, sam_s = (
             statistics.mean(run["training"]["sam"][name] for run in runs)
-            for name in ("sam_calls", "taught_share", "mean_weight", "duration_s")
+            for name in ("sam_calls", share, weight, "duration_s")
         )
-        taught = f"{calls:.0f}, {share:.1%}, {weight:.2f}"
+        taught.append(f"{calls:.0f} calls, {share:.1%}, {weight:.2f}")
         minutes += f" ({sam_s / 60:.1f})"
-    if runs[0].get("targets"):
-        # Without SAM the targets have no other scores than their Dice.
-        said = {name: statistics.mean(run["targets"][name] for run in runs) for name in runs[0]["targets"]}
-        taught = f"targets' Dice {100 * said['dice']:.1f}"
+    elif said:
         # All that it takes, where training alone is not all.
         parts = [sum(s for name, s in run["wall_s"].items() if name != "evaluate") for run in runs]
         minutes = f"{'more than ' if any(run.get('resumed') for run in runs) else ''}{statistics.mean(parts) / 60:.1f}"
         if "mean_weight" in said:
-            taught += f", SAM on {said['weighted_share']:.1%}, {said['mean_weight']:.2f}"
+            taught.append(f"SAM on {said['weighted_share']:.1%}, {said['mean_weight']:.2f}")
     shown_method = method
     if method in CONFIGS:
         shown_method = " ".join([f"configs/la_{labeled}.flags", *CONFIGS[method]])
     figures = [shown("dice", 100), shown("jaccard", 100), shown("hd95_mm"), shown("asd_mm")]
-    return "| " + " | ".join([str(labeled), shown_method, str(len(runs)), *figures, taught, minutes]) + " |"
+    cells = [str(labeled), shown_method, str(len(runs)), *figures, ", ".join(taught) or "-", minutes]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main(argv: list[str]) -> None:

@@ -234,8 +234,10 @@ def evaluate_command(config: EvaluateConfig) -> int:
             f"{sam['sam_calls']:.0f} SAM calls ({sam['slices_encoded']:.0f} slices encoded, "
             f"{sam['prompts_decoded']:.0f} prompts decoded)"
         )
-        if "sam_share" in sam:
-            calls = f"targets on file with a part of SAM's in {sam['sam_share']:.1%} of a scan"
+        if not sam["sam_calls"]:
+            calls = "targets on file"
+        if "sam_share" in sam:  # older versions do not say
+            calls += f" with a part of SAM's in {sam['sam_share']:.1%} of a scan"
         sys.stdout.write(
             f"In training: {calls}, {sam['taught_share']:.1%} of the unlabelled voxels taught, mean weight "
             f"{sam['mean_weight']:.3f}\n"

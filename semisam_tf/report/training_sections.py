@@ -159,14 +159,14 @@ def sam_trust(files: RunFiles) -> Html:
         words += (
             f"{count(int(last['targets']), 'target')} from {int(last['sam_calls'])} calls: "
             f"{int(last['slices_encoded'])} slices or windows encoded, {int(last['prompts_decoded'])} prompts decoded, "
-            f"{duration(last['duration_s'])}."
+            f"{duration(last['duration_s'])}. "
         )
-    elif last.get("sam_share"):
+    if last.get("sam_share"):
         words += (
             f"SAM has a part in {share(last['sam_share'])} of a scan on average, there with a mean weight of "
             f"{last['sam_weight']:.3f}."
         )
-    elif "sam_share" in last:
+    elif on_file and "sam_share" in last:
         words += "SAM has no part in them."
     return joined([element("p", words), element("div", charts, class_="charts")])
 

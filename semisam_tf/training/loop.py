@@ -277,11 +277,12 @@ def _log_progress(training: Training, means: dict[str, float], steps_per_s: floa
     sam = ""
     if training.sam is not None:
         summary = training.sam.summary()
-        sam = f", taught {summary['taught_share']:.1%}, mean weight {summary['mean_weight']:.3f}"
-        if training.config.sam_mode == "offline":
-            sam = f"  | targets on file, SAM in {summary['sam_share']:.1%}{sam}"
-        else:
-            sam = f"  | SAM calls {summary['sam_calls']:.0f}{sam}"
+        on_file = training.config.sam_mode == "offline"
+        source = "targets on file" if on_file else f"SAM calls {summary['sam_calls']:.0f}"
+        sam = (
+            f"  | {source}, SAM in {summary['sam_share']:.1%}, taught {summary['taught_share']:.1%}, mean weight "
+            f"{summary['mean_weight']:.3f}"
+        )
     logging.info(
         "step %d/%d  %s  | %.2f steps/s, data wait %.1f %%, %d:%02d left%s",
         step, last, terms, steps_per_s, 100 * wait_share, seconds // 60, seconds % 60, sam,

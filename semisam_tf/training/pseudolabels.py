@@ -71,6 +71,9 @@ def _require_same_making(folder: Path, making: Mapping[str, Any]) -> None:
         # Of an older version. The run that made them is compared below, so what it rests on is known now.
         there[LEARNED_FROM] = making[LEARNED_FROM]
         write_json(folder / MAKING_FILE, there)
+    # A setting that the version which made them did not have yet is at its default.
+    defaults = {f"--{name}": value for name, value in Config().to_dict().items()}
+    there = {name: defaults[name] for name in making if name in defaults} | there
     differing = [name for name in sorted({*making, *there}) if making.get(name) != there.get(name)]
     if differing:
         shown = "; ".join(f"{name}: {there.get(name)!r} there, {making.get(name)!r} now" for name in differing)

@@ -60,9 +60,23 @@ class SamTeaching:
         self.on_target: Callable[[str, np.ndarray, SamTarget], None] | None = None
         self.totals = {
             "targets": 0, "failed_targets": 0, "encoder_calls": 0, "decoder_calls": 0, "slices_encoded": 0,
-            "prompts_decoded": 0, "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "duration_s": 0.0,
+            "prompts_decoded": 0, "voxels": 0, "voxels_taught": 0, "weight_sum": 0.0, "sam_share_sum": 0.0,
+            "sam_weight_sum": 0.0, "weighed_targets": 0, "trusted_targets": 0, "duration_s": 0.0,
         }  # fmt: skip
         self.failures_in_a_row = 0
+        self._warn_of_stale_targets()
+
+    def _warn_of_stale_targets(self) -> None:
+        config = self.config
+        steps = config.max_steps - config.sam_start_step
+        visits = steps * (config.batch_size - config.labelled_items()) / max(1, len(self.volumes))
+        if config.sam_mode == "cached" and visits <= config.sam_refresh_visits:
+            logging.warning(
+                "Each of the %d unlabelled scans is visited about %.0f times from --sam_start_step=%d on, and SAM is "
+                "asked about it once: its target, from what the network knows by then, stays to the end. Lower "
+                "--sam_refresh_visits (%d) to have targets follow the network.",
+                len(self.volumes), visits, config.sam_start_step, config.sam_refresh_visits,
+            )  # fmt: skip
 
     def targets(self, step: int, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """SAM's say on the unlabelled items of `batch` at 0-based `step`; zeros before `sam_start_step`.
@@ -158,18 +172,29 @@ class SamTeaching:
         if target.scores["prompts"]:
             self.failures_in_a_row = 0
         self.totals["targets"] += 1
+        self.totals["weighed_targets"] += 1
+        self.totals["trusted_targets"] += target.scores["weighted_share"] > 0
+        self.totals["sam_share_sum"] += target.scores["weighted_share"]
+        self.totals["sam_weight_sum"] += target.scores["mean_weight"]
         return target
 
     def summary(self) -> dict[str, float]:
-        """Calls and seconds so far, share of the unlabelled voxels that SAM taught, and the mean weight of those.
+        """Calls and seconds so far, share of the unlabelled voxels that targets taught, and the mean weight of those.
 
-        Counted from `sam_start_step` on. Encoder calls are those that the cache did not spare.
+        Counted from `sam_start_step` on. Encoder calls are those that the cache did not spare. What is taught need not
+        be SAM's: under --sam_fusion=mean the network's own prediction is, where SAM says nothing. Hence "sam_share",
+        the share of a scan's (online: a crop's) voxels in whose target SAM has a part, and "sam_weight", their mean
+        weight, both means over the targets made, as of targets on file.
         """
+        summed = ("voxels", "voxels_taught", "weight_sum", "sam_share_sum", "sam_weight_sum", "weighed_targets",
+                  "trusted_targets")  # fmt: skip
         return {
-            **{k: v for k, v in self.totals.items() if k not in ("voxels", "voxels_taught", "weight_sum")},
+            **{k: v for k, v in self.totals.items() if k not in summed},
             "sam_calls": self.totals["encoder_calls"] + self.totals["decoder_calls"],
             "taught_share": self.totals["voxels_taught"] / max(1, self.totals["voxels"]),
             "mean_weight": self.totals["weight_sum"] / max(1, self.totals["voxels_taught"]),
+            "sam_share": self.totals["sam_share_sum"] / max(1, self.totals["weighed_targets"]),
+            "sam_weight": self.totals["sam_weight_sum"] / max(1, self.totals["trusted_targets"]),
         }
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -19,6 +19,7 @@ from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.training import rounds
 from semisam_tf.training.loop import train_once
+from semisam_tf.training.pseudolabels import require_same_making
 from semisam_tf.training.rounds import earlier_round, make_targets, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -223,6 +224,18 @@ def test_what_later_rounds_would_refuse_is_said_before_the_first(tiny_cohort, ti
     with pytest.raises(OptionError, match="--rounds=2"):
         train(config)
     assert not (tmp_path / "run" / "rounds").exists()
+
+
+def test_targets_made_before_a_setting_was_are_gone_on_with(tiny_cohort, tiny_sam, tmp_path):
+    config = config_of(tiny_cohort, tmp_path / "run", tiny_sam)
+    done = train(config)
+    (path,) = (tmp_path / "run" / "rounds").glob("*/targets/making.json")
+    making = json.loads(path.read_text(encoding="utf-8"))
+    del making["--sam_point_choice"]
+    path.write_text(json.dumps(making), encoding="utf-8")
+    assert train(config) == done
+    with pytest.raises(OptionError, match=r"--sam_point_choice: 'innermost' there, 'surest' now"):
+        require_same_making(path.parent, making | {"--sam_point_choice": "surest"})
 
 
 def test_a_finished_run_is_not_taken_for_one_without_sam(tiny_cohort, tiny_sam, tmp_path):

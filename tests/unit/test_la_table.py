@@ -34,7 +34,7 @@ def test_rows_are_grouped_by_seed_and_ordered(la_table, tmp_path):
         ["| 1", "supervised", "2"], ["| 1", "mean_teacher_sam", "1"], ["| 4", "supervised", "1"],
     ]  # fmt: skip
     assert "71.0 +- 10.0 (70.0 to 72.0)" in lines[0]
-    assert "40, 25.0%, 0.80" in lines[1]
+    assert "40 calls, 25.0%, 0.80" in lines[1]
     assert "2.0 (1.0)" in lines[1]
     # No finite surface distance: a dash, not a crash.
     assert " | - | " in lines[0]

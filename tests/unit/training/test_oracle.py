@@ -11,7 +11,7 @@ from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.oracle import OraclePrompts
 from semisam_tf.training.sam_teaching import SamTeaching
 
-SCORES = {"prompts": 1.0, "slices_prompted": 1.0, "agreement": 1.0}
+SCORES = {"prompts": 1.0, "slices_prompted": 1.0, "agreement": 1.0, "weighted_share": 1.0, "mean_weight": 1.0}
 
 
 class Session:

@@ -1,6 +1,7 @@
 """SAM's targets follow their scan through crop, flip and rotation, are made when due, and are zero before the start."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from semisam_tf.training.targets import unpacked
 
 CONFIG = Config(sam_mode="cached", sam_dir="s", n_classes=3, sam_refresh_visits=2)
 SIZE = (20, 18, 16)
-SCORES = {"prompts": 1.0, "slices_prompted": 1.0, "agreement": 1.0}
+SCORES = {"prompts": 1.0, "slices_prompted": 1.0, "agreement": 1.0, "weighted_share": 0.25, "mean_weight": 0.6}
 
 
 class Session:
@@ -119,6 +120,27 @@ def test_a_scan_is_asked_about_every_second_visit(stream, unlabelled):
     assert sorted(sam.sam.keys) == ["b"] * 3 + ["cc"] * 3
     assert sam.summary()["sam_calls"] == 6
     assert sam.summary()["targets"] == 6
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(6, True), (8, False)])
+def test_targets_that_are_never_made_anew_are_said(unlabelled, caplog, steps, warned):
+    # Two unlabelled items a step and two scans, so a visit a step: from step 4 on two of each scan, or four.
+    config = dataclasses.replace(CONFIG, sam_start_step=4, max_steps=steps)
+    with caplog.at_level(logging.WARNING):
+        teaching(config, unlabelled)
+    assert ("visited about 2 times from --sam_start_step=4 on" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("fusion", ["sam", "mean"])
+def test_sams_part_is_counted_before_its_answer_is_averaged(stream, unlabelled, fusion):
+    sam = teaching(dataclasses.replace(CONFIG, sam_fusion=fusion), unlabelled)
+    for t in range(3):
+        sam.targets(t, stream.batch(t))
+    said = sam.summary()
+    assert said["sam_share"] == pytest.approx(SCORES["weighted_share"])
+    assert said["sam_weight"] == pytest.approx(SCORES["mean_weight"])
+    # Averaged, the prediction is taught where SAM says nothing.
+    assert (said["mean_weight"] == 1) == (fusion == "mean")
 
 
 def test_summary_counts_voxels_and_weight(stream, unlabelled):
