@@ -40,7 +40,13 @@ class PseudolabelConfig:
     nifti: bool = option(
         True,
         "Also write <case>.nii.gz, the mask to correct and use as a label, and <case>_trust.nii.gz, how sure it is "
-        "(0..1), in the scan's own grid.",
+        "(0..1).",
+    )
+    nifti_grid: str = option(
+        "data",
+        "Grid of those files. data: of the scans in the data folder. source: of the scans that prepare read, so "
+        "that a corrected mask can be prepared again with them.",
+        choices=("data", "source"),
     )
     shard: str = option(
         "", "i/n: every n-th case from the i-th on alone, for n processes that fill one folder. Empty: all cases."
@@ -52,6 +58,8 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     for name in ("workdir", "output"):
         if not getattr(config, name):
             raise OptionError(f"--{name} is needed (--help lists every flag).")
+    if config.sam_fusion == "sam" and not config.sam_dir:
+        raise OptionError("--sam_fusion=sam: expected --sam_dir; without a SAM there are the predictions: mean.")
     shard = parse_shard(config.shard)
     from semisam_tf.flavour import require_onnxruntime, require_tensorflow
 
@@ -89,7 +97,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     if config.nifti:
         with locked_for(folder, "folder of targets", shard):
             for case_id in cases:
-                write_nifti(settings, folder, case_id)
+                write_nifti(settings, folder, case_id, on_source=config.nifti_grid == "source")
     logging.info("Targets of %d scans in %s%s.", len(cases), folder, f", shard {shard}" if shard else "")
     return 0
 

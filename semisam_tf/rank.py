@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from absl import logging
 
 from semisam_tf.options import OptionError, option, run_command
 
@@ -45,7 +48,8 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     """Ranks, writes `rank.json` and the pictures; opens no label but those of the run's labelled scans' features.
 
     Returns:
-        An entry a scan, best first: "case_id", "score" and the measures of `ranking.DISAGREEMENTS`.
+        An entry a scan, best first: "case_id", "score" and the measures of `ranking.DISAGREEMENTS`; null where there
+        is none, since SAM was not asked, or nothing was found in the scan.
     """
     from semisam_tf.atomic import write_json
     from semisam_tf.data.label_access import LabelLedger
@@ -82,10 +86,11 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     opinions, masks = {}, {}
     for case_id in cases:
         (volume,) = load_unlabelled(settings, [case_id], cut)
+        predictors["teacher"].require_own_orientation(volume)
         opinions[case_id], masks[case_id] = opinion_of(volume, predictors, ensemble)
     known = [features_of(v.image, v.label, v.spacing_mm) for v in labelled if v.label is not None]
     entries = [
-        {"case_id": case_id, "score": round(score, 5), **opinions[case_id].disagreement}
+        {"case_id": case_id, "score": round(score, 5), **_as_json(opinions[case_id].disagreement)}
         for case_id, score in order(opinions, known)
     ]
     write_json(output / "rank.json", {"labelled": run["labelled"], "scans": entries})
@@ -102,6 +107,7 @@ def opinion_of(
     import numpy as np
 
     from semisam_tf.inference.ranking import Opinion, features_of, mean_entropy
+    from semisam_tf.sam.session import SamCallError
     from semisam_tf.sam.target import dice
 
     probs = {which: predictor.probs(volume.image) for which, predictor in predictors.items()}
@@ -112,9 +118,24 @@ def opinion_of(
     }
     if ensemble is not None:
         prompting = predictors["teacher"].for_targets(probs["teacher"])
-        said = ensemble.target(volume.image, prompting, key=volume.case_id, spacing_mm=volume.spacing_mm)
-        disagreement["sam_teacher"] = 1 - said.scores["agreement"]
+        disagreement["sam_teacher"] = None
+        try:
+            said = ensemble.target(volume.image, prompting, key=volume.case_id, spacing_mm=volume.spacing_mm)
+        except SamCallError as error:
+            logging.warning("SAM failed on %s, which is ranked without its opinion: %s", volume.case_id, error)
+        else:
+            if said.scores["prompts"]:
+                disagreement["sam_teacher"] = 1 - said.scores["agreement"]
+    if not masks["teacher"].any():
+        # Student, teacher and SAM agree on nothing at all: no certainty, but the network's worst failure.
+        logging.warning("Nothing is found in %s: it counts as the most doubtful in all measures.", volume.case_id)
+        disagreement = dict.fromkeys(disagreement, math.inf)
     return Opinion(disagreement, features_of(volume.image, masks["teacher"], volume.spacing_mm)), masks["teacher"]
+
+
+def _as_json(disagreement: dict[str, float | None]) -> dict[str, float | None]:
+    """JSON has no infinity."""
+    return {name: None if value is None or math.isinf(value) else value for name, value in disagreement.items()}
 
 
 def _draw(output: Path, place: int, entry: dict[str, Any], volume: Volume, mask: np.ndarray) -> None:
@@ -132,7 +153,9 @@ def rank_command(config: RankConfig) -> int:
     require_tensorflow()
     require_onnxruntime()
     for place, entry in enumerate(rank(config), start=1):
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in entry.items() if name != "case_id")
+        shown = "  ".join(
+            f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in entry.items() if name != "case_id"
+        )
         sys.stdout.write(f"{place:3d}  {entry['case_id']}  {shown}\n")
     return 0
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from semisam_tf import geometry
 from semisam_tf.config import Config
@@ -173,3 +174,32 @@ def resample_label(label: np.ndarray, resample: Callable[[np.ndarray], np.ndarra
         best[wins] = value
         best_share = np.maximum(best_share, share)
     return best
+
+
+def onto_grid(array: np.ndarray, affine: np.ndarray, other_affine: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Values of an array at the voxel centres of another grid in the same world, by linear interpolation.
+
+    Args:
+        array: [x, y, z, C], any real dtype.
+        affine: [4, 4], its voxel indices -> world.
+        other_affine: The same of the other grid, which may be turned, finer, or larger.
+        size: Voxels of the other grid.
+
+    Returns:
+        float32 [*size, C]; 0 in voxels whose centre is beyond the array, whose edges are half a voxel from its centres.
+    """
+    to_array = np.linalg.inv(affine) @ other_affine
+    inside = np.ones(tuple(size), bool)
+    for axis, extent in enumerate(array.shape[:3]):
+        weights = (to_array[axis, i] * np.arange(n) for i, n in enumerate(size))
+        position = sum(np.ix_(*weights), to_array[axis, 3])
+        # A little more, for centres that lie on the edge but for rounding.
+        inside &= (position >= -0.5 - 1e-6) & (position <= extent - 0.5 + 1e-6)
+    channels = [
+        ndimage.affine_transform(
+            np.asarray(array[..., c], np.float32), to_array[:3, :3], to_array[:3, 3], tuple(size), order=1,
+            mode="nearest",
+        )
+        for c in range(array.shape[-1])
+    ]  # fmt: skip
+    return np.where(inside[..., None], np.stack(channels, axis=-1), np.float32(0))

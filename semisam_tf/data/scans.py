@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from semisam_tf.data.hdf5 import replacing_h5
@@ -98,6 +100,36 @@ def load_scan(scan: Scan, default_spacing_mm: Sequence[float] | None = None) -> 
     layout = "h5" if suffix_of(scan.path, _H5_SUFFIXES) else "flat"
     files = CaseFiles(scan.scan_id, scan.path, None, layout)
     return load_volume(files, with_label=False, default_spacing_mm=default_spacing_mm)
+
+
+def prepared_from(files: CaseFiles) -> Volume:
+    """The scan that `semisam_tf.prepare` made a case of, as its own file has it, without label; the first channel's.
+
+    Raises:
+        ValueError: The case was not prepared, has no orientation, or its scan is not where it was; says what to do.
+    """
+    fix = "Write the masks on the grid of the data folder: --nifti_grid=data."
+    paths = []
+    if files.layout == "h5":
+        with h5py.File(files.image, "r") as file:
+            paths = json.loads(file.attrs.get("source", "[]")) if "affine" in file.attrs else []
+    if not paths:
+        raise ValueError(
+            f"--nifti_grid=source: expected a case that prepare made of a scan with an orientation in {files.image}. "
+            f"Received: one that does not say where it is from. {fix}"
+        )
+    if not Path(paths[0]).exists():
+        raise ValueError(
+            f"--nifti_grid=source: expected the scan that {files.image} was made of at {paths[0]}. Received: nothing "
+            f"is there. {fix}"
+        )
+    found = find_scans(paths[0])
+    if len(found) > 1:
+        raise ValueError(
+            f"--nifti_grid=source: expected one scan in {paths[0]}. Received: {len(found)}, and {files.image} does not "
+            f"say which it was made of. {fix}"
+        )
+    return load_scan(found[0])
 
 
 def save_map(path: str | os.PathLike[str], values: np.ndarray, volume: Volume, dataset: str) -> None:

@@ -161,6 +161,18 @@ class Predictor:
             return AxisOrder()
         return axis_order(axis_code(volume.affine), self.orientation)
 
+    def require_own_orientation(self, volume: Volume) -> None:
+        """Refuses a scan that `predict` would turn, where the caller goes on in the scan's own grid.
+
+        Raises:
+            ValueError: Its axes run otherwise than those of the scans that the model was trained on.
+        """
+        if self.axis_order(volume) != AxisOrder():
+            raise ValueError(
+                f"Case {volume.case_id!r}: expected a scan of orientation {self.orientation}, as in training. "
+                f"Received: {axis_code(volume.affine)}. python -m semisam_tf.prepare brings scans to one orientation."
+            )
+
     def predict(self, volume: Volume, on_window: OnWindow | None = None) -> Prediction:
         """Probabilities and class of every voxel of a scan as loaded, in the scan's own grid.
 

@@ -16,12 +16,13 @@ class Opinion:
     """What is known of a scan without its label.
 
     Attributes:
-        disagreement: Each of `DISAGREEMENTS` that was measured, from 0 up: 1 - Dice of student and teacher, 1 - Dice of
-            SAM and teacher where SAM was asked, and the teacher's mean entropy in and around the organ.
+        disagreement: Each of `DISAGREEMENTS`, from 0 up: 1 - Dice of student and teacher, 1 - Dice of SAM and teacher
+            (not in the ranking without a SAM; None where it was not asked about this scan), and the teacher's mean
+            entropy in and around the organ. Infinite where the teacher found nothing.
         features: float64 [F], what the scan looks like.
     """
 
-    disagreement: dict[str, float]
+    disagreement: dict[str, float | None]
     features: np.ndarray
 
 
@@ -50,9 +51,9 @@ def mean_entropy(probs: np.ndarray) -> float:
 def order(opinions: Mapping[str, Opinion], labelled: Sequence[np.ndarray]) -> list[tuple[str, float]]:
     """Case names, best first, with the score that each was chosen by.
 
-    A scan's disagreement is the mean of its ranks in each measure, from 0 to 1. The next scan is the one with the
-    largest product of disagreement and distance to the nearest scan that is labelled or chosen already, as a share of
-    the largest such distance; features are divided by their spread over all scans.
+    A scan's disagreement is the mean of its ranks in each measure that it has, from 0 to 1. The next scan is the one
+    with the largest product of disagreement and distance to the nearest scan that is labelled or chosen already, as a
+    share of the largest such distance; features are divided by their spread over all scans.
 
     Args:
         opinions: Case name -> opinion; all with the same measures.
@@ -60,8 +61,10 @@ def order(opinions: Mapping[str, Opinion], labelled: Sequence[np.ndarray]) -> li
     """
     names = sorted(opinions)
     measures = sorted(opinions[names[0]].disagreement)
-    ranks = [stats.rankdata([opinions[n].disagreement[m] for n in names]) / len(names) for m in measures]
-    disagreement = np.mean(ranks, axis=0)
+    # A scan without a measure has the rank NaN in it and takes no place from the others. None becomes NaN here.
+    values = np.array([[opinions[n].disagreement[m] for n in names] for m in measures], np.float64)
+    ranks = stats.rankdata(values, axis=1, nan_policy="omit") / (~np.isnan(values)).sum(axis=1, keepdims=True)
+    disagreement = np.nanmean(ranks, axis=0)
     features = np.array([opinions[name].features for name in names])
     spread = np.std([*features, *labelled], axis=0)
     scale = np.where(spread > 0, spread, 1.0)

@@ -22,9 +22,9 @@ from semisam_tf.atomic import locked, write_json
 from semisam_tf.config import Config
 from semisam_tf.data.batches import Batch
 from semisam_tf.data.hdf5 import replacing_h5
-from semisam_tf.data.itk import write_image
-from semisam_tf.data.preprocess import preprocessing_of
-from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask
+from semisam_tf.data.preprocess import onto_grid, preprocessing_of
+from semisam_tf.data.scans import prepared_from
+from semisam_tf.data.volumes import Volume, find_case, load_volume, save_mask, write_on_grid
 from semisam_tf.inference.region import Region
 from semisam_tf.options import OptionError
 from semisam_tf.training.targets import LEVELS, Target, as_bytes, cut
@@ -205,8 +205,11 @@ def _opened(folder: Path, case_id: str) -> Iterator[h5py.File]:
         raise ValueError(f"Expected a target that pseudolabel wrote in {path}. Received: {error}.") from error
 
 
-def write_nifti(config: Config, folder: Path, case_id: str) -> None:
+def write_nifti(config: Config, folder: Path, case_id: str, on_source: bool = False) -> None:
     """Draws a target in its scan's own grid: `<case>.nii.gz`, the mask, and `<case>_trust.nii.gz`.
+
+    With `on_source` it is the grid of the scan that `semisam_tf.prepare` made the case of: such a mask can be prepared
+    again as that scan's label.
 
     The trust is how sure the target is of its class, from 0 (no surer than chance) to 1, times its weight.
 
@@ -217,9 +220,8 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
     missing = [path for path in (mask_path, trust_path) if not path.is_file() or path.stat().st_mtime_ns < made_ns]
     if not missing:
         return
-    scan = load_volume(
-        find_case(config.data_dir, case_id), with_label=False, default_spacing_mm=config.default_spacing_mm or None
-    )
+    files = find_case(config.data_dir, case_id)
+    scan = load_volume(files, with_label=False, default_spacing_mm=config.default_spacing_mm or None)
     preprocessing = preprocessing_of(config)
     region = target_region(folder, case_id) if config.coarse_to_fine else Region.whole(scan)
     grid = preprocessing.to_training_grid(region.crop(scan), config.n_classes)
@@ -228,13 +230,20 @@ def write_nifti(config: Config, folder: Path, case_id: str) -> None:
     probs = np.concatenate([1 - foreground.sum(axis=-1, keepdims=True), foreground], axis=-1)
     sure = (probs.max(axis=-1) - 1 / config.n_classes) / (1 - 1 / config.n_classes)
     trust = sure * target.weight.astype(np.float32) / LEVELS
-    own = preprocessing.probs_to_own_grid(np.concatenate([probs, trust[..., None]], axis=-1), region.size)
-    mask = region.paste(own[..., :-1].argmax(axis=-1).astype(np.uint8), scan.size)
+    drawn = np.concatenate([probs, trust[..., None]], axis=-1)
+    # Nothing is said around the region, or beyond what prepare kept of the scan: background, which nobody vouches for.
+    if on_source:
+        own_scan = prepared_from(files)
+        own = onto_grid(drawn, grid.affine, own_scan.affine, own_scan.size)
+        mask, own_trust = own[..., :-1].argmax(axis=-1).astype(np.uint8), own[..., -1]
+    else:
+        own_scan, own = scan, preprocessing.probs_to_own_grid(drawn, region.size)
+        mask = region.paste(own[..., :-1].argmax(axis=-1).astype(np.uint8), scan.size)
+        own_trust = region.paste(own[..., -1], scan.size)
     if mask_path in missing:
-        save_mask(mask_path, mask, scan)
+        save_mask(mask_path, mask, own_scan)
     if trust_path in missing:
-        # Nothing is said around the region, so it is trusted as little as where SAM and network disagree.
-        write_image(trust_path, region.paste(own[..., -1], scan.size), scan.spacing_mm, scan.affine)
+        write_on_grid(trust_path, own_trust, own_scan)
 
 
 class StoredTargets:

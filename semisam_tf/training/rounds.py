@@ -153,6 +153,7 @@ def make_targets(
         sam = _Asking(config, ensemble, folder)
         for number, case_id in enumerate(missing, start=1):
             (volume,) = load_unlabelled(config, [case_id], cut, cache)
+            predictor.require_own_orientation(volume)
             predicted = predictor.probs_for_targets(volume.image)
             said = sam.target(volume, predicted)
             probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)

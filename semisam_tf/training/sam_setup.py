@@ -58,7 +58,7 @@ def sam_sessions(config: Config) -> list[SamSession]:
         )
         for folder in config.sam_folders()
     ]
-    if "agreement" in trusts and sum(_answers_of(config, session) for session in sessions) < 2:
+    if sessions and "agreement" in trusts and sum(_answers_of(config, session) for session in sessions) < 2:
         logging.warning(
             "--sam_trust=agreement has a single answer of SAM and nothing to compare it with: that is trusted wholly. "
             "Name more than one --sam_margin_vox or --sam_axis (SAMs of slices) or --sam_dir, or another trust."

@@ -1,5 +1,6 @@
 """The commands around unlabelled scans, as a user gives them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,11 @@ import SimpleITK as sitk
 from semisam_tf import pseudolabel, rank
 from semisam_tf.config import Config
 from semisam_tf.data.label_access import outside_runs
-from semisam_tf.data.volumes import find_case, load_volume
+from semisam_tf.data.orientation import axis_code, axis_order
+from semisam_tf.data.volumes import find_case, load_volume, save_volume_h5
+from semisam_tf.inference.predictor import Predictor
+from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.session import SamCallError
 from semisam_tf.training.rounds import train
 from semisam_tf.training.selftest import SELFTEST_FILE
 
@@ -67,6 +72,67 @@ def test_a_runs_own_self_test_is_left_as_it_is(tiny_run, tiny_sam, tmp_path):
     assert pseudolabel.main(asked) == 0
     assert (workdir / SELFTEST_FILE).read_text(encoding="utf-8") == "{}"
     assert "crossing" in json.loads((targets / SELFTEST_FILE).read_text(encoding="utf-8"))
+
+
+def test_a_scan_in_which_nothing_is_found_comes_first(tiny_run, tiny_sam, tmp_path, monkeypatch, caplog):
+    """The networks agree on it wholly, and are sure."""
+
+    def blind(self, image, on_window=None):
+        probs = np.zeros((*image.shape[:3], 2), np.float32)
+        found = 0 if blind.calls // 2 == 1 else 0.7  # student and teacher, scan after scan: the second is missed
+        probs[4:9, 4:9, 4:9, 1] = found
+        probs[..., 0] = 1 - probs[..., 1]
+        blind.calls += 1
+        return probs
+
+    blind.calls = 0
+    monkeypatch.setattr(Predictor, "probs", blind)
+    (tmp_path / "cases").write_text("case1\ncase2\ncase3\n", encoding="utf-8")
+    words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'rank'}", "--pictures=0"]
+    assert rank.main([*words, f"--sam_dir={tiny_sam}"]) == 0
+    scans = json.loads((tmp_path / "rank" / "rank.json").read_text(encoding="utf-8"))["scans"]
+    assert scans[0]["case_id"] == "case2"
+    assert scans[0] == {
+        "case_id": "case2", "score": scans[0]["score"], "student_teacher": None, "uncertainty": None,
+        "sam_teacher": None,
+    }  # fmt: skip
+    assert all(scan["sam_teacher"] is not None for scan in scans[1:])
+
+
+def test_a_scan_on_which_sam_fails_is_ranked_without_it(tiny_run, tiny_sam, tmp_path, monkeypatch):
+    def broken(self, image, probs, key=None, **about):
+        if key == "case2":
+            raise SamCallError("no memory")
+        return target(self, image, probs, key=key, **about)
+
+    target = SamEnsemble.target
+    monkeypatch.setattr(SamEnsemble, "target", broken)
+    (tmp_path / "cases").write_text("case1\ncase2\ncase3\n", encoding="utf-8")
+    words = [f"--workdir={tiny_run}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'rank'}", "--pictures=0"]
+    assert rank.main([*words, f"--sam_dir={tiny_sam}"]) == 0
+    scans = json.loads((tmp_path / "rank" / "rank.json").read_text(encoding="utf-8"))["scans"]
+    asked = {scan["case_id"]: scan["sam_teacher"] for scan in scans}
+    assert asked.pop("case2") is None
+    assert all(0 <= value <= 1 for value in asked.values())
+
+
+@pytest.mark.parametrize("command", [pseudolabel, rank])
+def test_scans_of_another_orientation_are_refused(tiny_run, tiny_cohort, tmp_path, capsys, command):
+    """The network would see them lying otherwise than those that it was trained on."""
+    workdir, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(tiny_run, workdir)
+    shutil.copytree(tiny_cohort, data)
+    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    (workdir / "run.json").write_text(json.dumps(record | {"orientation": "RAS"}), encoding="utf-8")
+    scan = load_volume(find_case(data, "case3"), with_label=False)
+    turned = axis_order(axis_code(scan.affine), "LPS").apply_to(scan)
+    save_volume_h5(data / "case3" / "mri_norm2.h5", dataclasses.replace(turned, has_orientation=True))
+    (tmp_path / "cases").write_text("case3\n", encoding="utf-8")
+    words = [f"--workdir={workdir}", f"--cases={tmp_path / 'cases'}", f"--output={tmp_path / 'output'}"]
+    assert command.main([*words, f"--data_dir={data}"]) != 0
+    error = capsys.readouterr().err
+    assert "'case3': expected a scan of orientation RAS, as in training. Received: LPS" in error
+    assert not list((tmp_path / "output").glob("*.h5"))
 
 
 def test_targets_made_otherwise_are_not_mixed_in(tiny_run, tiny_sam, tmp_path, capsys):

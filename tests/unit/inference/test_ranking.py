@@ -30,6 +30,20 @@ def test_measures_count_by_rank():
     assert result[0] == ("a", pytest.approx(2 / 3))
 
 
+def test_a_scan_without_a_measure_is_ranked_by_the_others():
+    def both(a, b):
+        return Opinion({"student_teacher": a, "sam_teacher": b}, np.zeros(1))
+
+    # Of "a" SAM was not asked: its rank is that of students, 3 of 3. The others: 2/3 and 1/2, 1/3 and 2/2.
+    result = order({"a": both(0.3, None), "b": both(0.2, 0.1), "c": both(0.1, 0.4)}, [np.zeros(1)])
+    assert dict(result) == {"a": 1, "c": pytest.approx(2 / 3), "b": pytest.approx(7 / 12)}
+
+
+def test_nothing_found_is_most_doubtful():
+    nothing = Opinion({"student_teacher": np.inf}, np.zeros(1))
+    assert order({"a": opinion(0.9, 0.0), "b": nothing}, [np.zeros(1)])[0] == ("b", 1.0)
+
+
 def test_without_a_labelled_scan_the_first_is_the_most_doubtful():
     assert order({"a": opinion(0.1, 1.0), "b": opinion(0.2, 2.0)}, [])[0] == ("b", 1.0)
 
