@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
+from scipy import ndimage, special
 
 from semisam_tf.sam import trust as trusts
 from semisam_tf.sam.cache import EmbeddingCache, ScanEmbeddings, content_key, quantise
@@ -28,13 +28,15 @@ class _Answer:
 
     `surest` uint8 is the class with the largest logit among those asked about (0 where none was), `margin` float32 that
     logit above the model's threshold; `view_ious` has for each prompted view the predicted IoU of its prompts; `lost`
-    are the views in which SAM marked nothing, or everything: it has not found its organ there.
+    are the views in which SAM marked nothing, or everything: it has not found its organ there; `unanswered` bool are
+    the voxels of components to whose prompts it marked nothing.
     """
 
     surest: np.ndarray
     margin: np.ndarray
     view_ious: dict[int, list[float]]
     lost: set[int]
+    unanswered: np.ndarray
 
     @property
     def sam_mask(self) -> np.ndarray:
@@ -118,7 +120,8 @@ class SamBranch:
         """SAM's target for one scan or crop.
 
         Weight 0 goes to voxels that no prompted view shows, to views that the prediction or SAM's mask fills (no border
-        to find), to those where SAM answers the prompts with nothing, and to predicted voxels SAM was not asked about.
+        to find), to those where SAM answers all prompts with nothing, to components whose own prompt it answers so, and
+        to predicted voxels SAM was not asked about.
 
         Args:
             image: float32 [X, Y, Z, C].
@@ -159,7 +162,7 @@ class SamBranch:
     def _answer(self, views: Views, sightings: list[Sighting], class_probs: np.ndarray, key: str | None) -> _Answer:
         """Prompts of one class are joined; where classes meet, the larger logit wins."""
         never = np.full(views.scan.shape, -np.inf, np.float32)
-        answer = _Answer(np.zeros(views.scan.shape, np.uint8), never, {}, set())
+        answer = _Answer(np.zeros(views.scan.shape, np.uint8), never, {}, set(), np.zeros(views.scan.shape, bool))
         threshold = np.float32(self.session.manifest.mask_threshold_logits)
         stored = self._stored(views, key) if sightings else None
         prompted = sorted({sighting.view for sighting in sightings})
@@ -183,6 +186,8 @@ class SamBranch:
                 answer.surest[region][better] = sighting.class_index
                 answer.view_ious.setdefault(sighting.view, []).append(float(iou))
                 said[sighting.view] = said[sighting.view] | (margin > 0)
+                if not (margin > 0).any():
+                    answer.unanswered[region] |= sighting.voxels
             answer.lost |= {view for view, mask in said.items() if not mask.any() or mask.all()}
         return answer
 
@@ -207,6 +212,21 @@ class SamBranch:
                 answer.surest[index] = np.where(ends[0] >= ends[1], answer.surest[first], answer.surest[last])
                 weight[index] = np.minimum(weight[first].max(), weight[last].max())
         return weight
+
+    def _between(self, predicted_mask: np.ndarray, unasked: np.ndarray) -> np.ndarray:
+        """bool: parts of a class in the slices left out that lie over no part asked about in the slices beside them."""
+        found = np.zeros(predicted_mask.shape, bool)
+        for index in np.flatnonzero(predicted_mask.any(axis=(1, 2))):
+            first = index - index % self.slice_step
+            if first == index:
+                continue
+            beside = [i for i in (first, first + self.slice_step) if i < len(predicted_mask)]
+            asked = np.where(unasked[beside], 0, predicted_mask[beside])
+            for class_index in np.unique(predicted_mask[index][predicted_mask[index] > 0]):
+                parts, _ = ndimage.label(predicted_mask[index] == class_index, np.ones((3, 3), bool))
+                known = np.unique(parts[(asked == class_index).any(axis=0)])
+                found[index] |= (parts > 0) & ~np.isin(parts, known)
+        return found
 
     def _embeddings(
         self, views: Views, indices: Sequence[int], stored: ScanEmbeddings | None
@@ -248,8 +268,10 @@ class SamBranch:
     ) -> SamTarget:
         back = np.argsort(views.order)
         weight = self._weight(views, answer, predicted_mask)
+        unasked |= answer.unanswered
         if self.session.manifest.dims == 2 and self.slice_step > 1:
             weight = self._filled(answer, weight)
+            unasked |= self._between(predicted_mask, unasked)
         sam_mask = answer.sam_mask
         trusted = weight > 0
         ious = [iou for view_ious in answer.view_ious.values() for iou in view_ious]

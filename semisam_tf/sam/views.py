@@ -30,13 +30,15 @@ Find = Callable[[np.ndarray, np.ndarray | None], ComponentPrompts]
 class Sighting:
     """One component of the prediction: in which view it is asked about, its class, its box and points in voxels.
 
-    `box_vox` [2, dims] and `points_vox` [p, dims] are voxels of the slice, or of the scan for windows.
+    `box_vox` [2, dims] and `points_vox` [p, dims] are voxels of the slice, or of the scan for windows; `voxels`, bool,
+    are the component's own in the region that the view shows.
     """
 
     view: int
     class_index: int
     box_vox: np.ndarray
     points_vox: np.ndarray
+    voxels: np.ndarray
 
 
 class Views(Protocol):
@@ -134,7 +136,10 @@ class SliceViews:
                 prompts = find(foreground_mask, None if uncertainty is None else uncertainty[index])
                 unasked[index] |= prompts.too_small
                 pairs = zip(prompts.boxes_vox, prompts.points_vox, strict=True)
-                found += [Sighting(int(index), class_index, box, points) for box, points in pairs]
+                found += [
+                    Sighting(int(index), class_index, box, points, prompts.components[None] == number)
+                    for number, (box, points) in enumerate(pairs, start=1)
+                ]
         return found, unasked
 
     def prompts(self, asked: Sequence[Sighting], class_probs: np.ndarray, kinds: Sequence[str]) -> Prompts:
@@ -205,7 +210,8 @@ class WindowViews:
                 unasked |= beyond
                 for i in numbers[numbers != filled] - 1:
                     points = self._within(prompts.points_vox[i], view)
-                    found.append(Sighting(view, class_index, prompts.boxes_vox[i], points))
+                    voxels = prompts.components[self.region(view)] == i + 1
+                    found.append(Sighting(view, class_index, prompts.boxes_vox[i], points, voxels))
         return sorted(found, key=lambda sighting: sighting.view), unasked
 
     def _filling(self, components: np.ndarray, view: int) -> int:

@@ -144,6 +144,32 @@ def test_slice_where_sam_finds_nothing_is_not_trusted(session: SamSession) -> No
     assert target.scores["agreement"] == 1
 
 
+def test_a_part_that_sam_finds_nothing_in_is_not_unlearned(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 2), int)
+    mask[1:5, 1:5, 0] = mask[8:12, 8:12, 0] = 1
+    image = bright_image((16, 16, 2))
+    image[8:12, 8:12, 0] = 0
+    target = SamBranch(session, margin_vox=0).target(image, one_hot(mask))
+    assert target.scores["prompts"] == 2
+    expected = np.full((16, 16), 0.75)
+    expected[8:12, 8:12] = 0
+    np.testing.assert_array_equal(target.weight[:, :, 0], expected)
+    assert np.argwhere(target.probs[:, :, 0, 1]).tolist() == [[x, y] for x in range(1, 5) for y in range(1, 5)]
+
+
+def test_a_part_between_prompted_slices_that_lies_over_none_is_not_unlearned(session: SamSession) -> None:
+    mask = np.zeros((16, 16, 3), int)
+    mask[1:5, 1:5] = 1
+    mask[9:13, 9:13, 1] = 1  # in the slice left out alone
+    mask[4:7, 4:7, 1] = 1  # of the part below and above
+    target = SamBranch(session, margin_vox=0, slice_step=2).target(bright_image((16, 16, 3)), one_hot(mask))
+    assert target.scores["prompts"] == 2
+    expected = np.full((16, 16), 0.75)
+    expected[9:13, 9:13] = 0
+    np.testing.assert_array_equal(target.weight[:, :, 1], expected)
+    np.testing.assert_array_equal(target.weight[:, :, [0, 2]], np.float32(0.75))
+
+
 def test_mask_filling_the_slice_gets_no_weight(tmp_path: Path, write_double: Callable[..., Manifest]) -> None:
     write_double(tmp_path, mask_threshold_logits=-1000.0)
     mask = np.zeros((16, 16, 4), int)
@@ -325,9 +351,10 @@ def test_any_grid_and_prediction_gives_a_sound_target(
     assert target.probs.shape == (*shape, 3)
     np.testing.assert_array_equal(target.probs.sum(axis=-1), 1)
     assert set(np.unique(target.weight)) <= {0.0, 0.75}
-    # A slice is trusted as a whole or not at all.
-    per_slice = np.moveaxis(target.weight, axis, 0).reshape(shape[axis], -1)
-    np.testing.assert_array_equal(per_slice.min(axis=1), per_slice.max(axis=1))
+    # Trust is a slice's, less the parts in it that SAM found nothing in when asked about them.
+    background = np.where(class_probs.argmax(axis=-1) == 0, target.weight, np.nan)
+    for weights in np.moveaxis(background, axis, 0):
+        assert len(np.unique(weights[~np.isnan(weights)])) <= 1
 
 
 def test_dice() -> None:

@@ -118,6 +118,15 @@ def test_finer_scan_is_resampled(volume_session: SamSession) -> None:
     assert x.tolist() == np.flatnonzero(np.abs(pixels - 5.25) < 2.5).tolist()
 
 
+def test_a_part_that_sam_finds_nothing_in_is_not_unlearned(volume_session: SamSession) -> None:
+    size = (16, 16, 16)
+    found, missed = cube(size, (4, 4, 5), 1), cube(size, (14, 11, 9), 1)  # the scan is dark where x is 12 or more
+    target = SamBranch(volume_session).target(scan(size), one_hot(found + missed), spacing_mm=SPACING)
+    assert target.scores["prompts"] == 2
+    np.testing.assert_array_equal(target.weight, np.where(missed, 0, np.float32(0.75)))
+    np.testing.assert_array_equal(target.probs[..., 1], cube(size, (4, 4, 5)))
+
+
 def test_component_prompts_the_nearest_window_and_nothing_is_said_beyond(volume_session: SamSession) -> None:
     size = (16, 16, 40)
     target = SamBranch(volume_session).target(scan(size), one_hot(cube(size, (5, 8, 34))), spacing_mm=SPACING)
