@@ -93,7 +93,10 @@ def measure(workdir: Path, data_dir: str, every: int) -> dict[str, Any]:
     labelled = load_labelled(settings, run["labelled"], LabelLedger(workdir, run_id_of(run)).access("self_test"))
     ensembles = {}
     for name, way in WAYS.items():
-        config = dataclasses.replace(settings, sam_margin_vox=way.margin_vox, sam_trust=way.trust, sam_axis=way.axis)
+        config = dataclasses.replace(
+            settings, sam_margin_vox=way.margin_vox, sam_trust=way.trust, sam_axis=way.axis, sam_fusion=way.fusion,
+            sam_smoothing_vox=SMOOTHING_VOX,
+        )  # fmt: skip
         ensembles[name] = sam_ensemble(config, labelled, sessions)
     cases = (read_cases(_CASES.value) if _CASES.value else unlabelled_cases(run, data_dir))[::every]
     found: dict[str, dict[str, list[float]]] = {}

@@ -1,8 +1,8 @@
-"""Before training: on the labelled scans, how good are SAM's masks for prompts of known quality?
+"""Before training: on the labelled scans, how good are SAM's targets for prompts of known quality?
 
-A label is spoilt in ways that a network's prediction may be, more and more, and SAM is prompted with the result. Where
-SAM's Dice over the prompt's Dice falls below the diagonal, SAM has nothing more to teach. It takes labels of labelled
-scans only, and one scan is enough.
+A label is spoilt in ways that a network's prediction may be, more and more, SAM is prompted with the result, and what
+would be taught is made of its answer. Where the target's Dice over the prompt's Dice falls below the diagonal, SAM has
+nothing more to teach. It takes labels of labelled scans only, and one scan is enough.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage, optimize, special
 
 from semisam_tf.sam.ensemble import SamEnsemble
+from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.target import dice
 
 # How far borders are moved, as a share of the organ's equivalent radius.
@@ -26,12 +27,14 @@ _SURE_GAIN = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One prompt: Dice with the label of the spoilt mask and of SAM's answer, and Dice of the two with each other."""
+    """One prompt: Dice with the label, over the whole scan as a prediction is judged, of the spoilt mask and of what
+    SAM makes the student learn instead; and Dice of the mask with SAM's answer where that says something.
+    """
 
     case_id: str
     spoil: float
     prompt_dice: float
-    sam_dice: float
+    target_dice: float
     agreement: float
 
 
@@ -46,10 +49,10 @@ class SelfTest:
     points: tuple[Point, ...]
 
     def gain(self, prompt_dice: float) -> float:
-        """Expected Dice of SAM's answer less that of the prompt, for a prompt of a given Dice; falls with it."""
+        """Expected Dice of the target less that of the prompt, for a prompt of a given Dice; falls with it."""
         ordered = sorted(self.points, key=lambda point: point.prompt_dice)
         known = np.array([point.prompt_dice for point in ordered])
-        gains = np.array([point.sam_dice - point.prompt_dice for point in ordered])
+        gains = np.array([point.target_dice - point.prompt_dice for point in ordered])
         fitted = optimize.isotonic_regression(gains, increasing=False).x
         return float(np.interp(prompt_dice, known, fitted))
 
@@ -70,17 +73,24 @@ class SelfTest:
 
     @property
     def crossing(self) -> float:
-        """The Dice up to which SAM's answers beat their prompts; 0 if they never do, at most what was tried."""
-        tried = np.linspace(0, max(point.prompt_dice for point in self.points), 401)
+        """The Dice up to which SAM's targets beat their prompts; 0 if they never do, at most what was tried."""
+        tried = np.linspace(0, self.best_tried, 401)
         better = [d for d in tried if self.gain(d) > 0]
         return float(max(better, default=0.0))
+
+    @property
+    def best_tried(self) -> float:
+        """Dice of the best prompt."""
+        return max(point.prompt_dice for point in self.points)
 
     def verdict(self) -> str:
         """One line for people."""
         n = len({point.case_id for point in self.points})
         basis = f"(self-test: {len(self.points)} spoilt masks of {n} labelled scan{'s' if n > 1 else ''})"
         if self.crossing == 0:
-            return f"SAM does not help on your data: its masks are worse than their prompts {basis}."
+            return f"SAM does not help on your data: what it teaches is worse than its prompts {basis}."
+        if self.crossing == self.best_tried:
+            return f"SAM helps on your data up to a Dice of {self.crossing:.2f} at least, the best tried {basis}."
         return f"SAM helps on your data until the student reaches a Dice of about {self.crossing:.2f} {basis}."
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +147,8 @@ def run_selftest(
     scans: Sequence[tuple[str, np.ndarray, np.ndarray, Sequence[float]]],
     n_classes: int,
     seed: int,
+    fusion: str = "sam",
+    smoothing_vox: float = 0.0,
 ) -> SelfTest:
     """Prompts SAM with spoilt labels.
 
@@ -145,6 +157,8 @@ def run_selftest(
         scans: Name, image float32 [X, Y, Z, C], label uint8 [X, Y, Z] and spacing_mm of each labelled scan.
         n_classes: Classes with background; Dice is that of all organs together.
         seed: Of the spoiling.
+        fusion, smoothing_vox: What is made of SAM's answer, as `fuse` takes them. Where nothing is taught the prompt
+            stands: a student keeps what it thinks there.
 
     Raises:
         ValueError: No spoilt mask got an answer.
@@ -158,9 +172,11 @@ def run_selftest(
             trusted = said.weight > 0
             if not trusted.any():
                 continue
-            truth, asked = label[trusted] > 0, prompt.argmax(axis=-1)[trusted] > 0
-            answer = said.probs.argmax(axis=-1)[trusted] > 0
-            points.append(Point(case_id, spoil, dice(asked, truth), dice(answer, truth), dice(answer, asked)))
+            probs, weight = fuse(said, prompt, fusion, smoothing_vox)
+            truth, asked, answer = label > 0, prompt.argmax(axis=-1) > 0, said.probs.argmax(axis=-1) > 0
+            learnt = np.where(weight > 0, probs.argmax(axis=-1) > 0, asked)
+            agreement = dice(answer[trusted], asked[trusted])
+            points.append(Point(case_id, spoil, dice(asked, truth), dice(learnt, truth), agreement))
     if len(points) < 2:
         raise ValueError(
             f"Expected SAM to answer spoilt masks of the labelled scans. Received: {len(points)} answers; the organ "

@@ -61,7 +61,9 @@ def test_crossing_of_a_line():
     assert never.crossing == 0
     assert "does not help" in never.verdict()
     # It may always help: no more is claimed than was tried.
-    assert answers(0.2, 0.0).crossing == pytest.approx(0.9)
+    always = answers(0.2, 0.0)
+    assert always.crossing == pytest.approx(0.9)
+    assert always.verdict().startswith("SAM helps on your data up to a Dice of 0.90 at least, the best tried")
 
 
 def test_gains_of_noisy_points_fall_with_the_prompts_dice():
@@ -90,24 +92,41 @@ def test_json_round_trip():
 
 
 class Perfect:
-    """A SAM that knows the truth in the slices below 12, says nothing above."""
+    """A SAM that knows the truth in the slices below 12, says nothing above. Keeps its prompts."""
+
+    def __init__(self):
+        self.prompts = []
 
     def target(self, image, class_probs, key, rng, spacing_mm):
         # A branch that sees some of the slices only draws them.
         assert isinstance(rng, np.random.Generator)
+        self.prompts.append(class_probs)
         truth = np.eye(2, dtype=np.float32)[(image[..., 0] > 0).astype(int)]
         weight = np.ones(image.shape[:3], np.float32)
         weight[:, :, 12:] = 0
         return SamTarget(truth, weight, {}, truth)
 
 
-def test_run_scores_against_the_label_where_sam_says_something():
+@pytest.mark.parametrize("fusion", ["sam", "mean"])
+def test_run_scores_what_is_taught_over_the_whole_scan(fusion):
+    image, sam, truth = BALL[..., None].astype(np.float32), Perfect(), BALL > 0
+    found = run_selftest(sam, [("a", image, BALL, (1, 1, 1)), ("b", image, BALL, (1, 1, 1))], 2, 0, fusion)
+    assert len(found.points) == len(sam.prompts) == 2 * len(SPOILS) * DRAWS
+    assert "of 2 labelled scans" in found.verdict()
+    below = np.arange(16) < 12
+    for point, prompt in zip(found.points, sam.prompts, strict=True):
+        asked = prompt.argmax(axis=-1) > 0
+        assert point.prompt_dice == dice(asked, truth)
+        assert point.agreement == dice((asked & below)[..., :12], (truth & below)[..., :12])
+        # Above, where SAM says nothing, the prompt stands. Averaged, what is surely wrong is a tie, and background.
+        mixed = ((prompt + np.eye(2, dtype=np.float32)[BALL]) / 2).argmax(axis=-1) > 0 if fusion == "mean" else truth
+        assert point.target_dice == dice(np.where(below, mixed, asked), truth)
+    assert min(point.target_dice for point in found.points) < 1
+
+
+def test_run_is_repeatable():
     image = BALL[..., None].astype(np.float32)
     found = run_selftest(Perfect(), [("a", image, BALL, (1, 1, 1)), ("b", image, BALL, (1, 1, 1))], 2, seed=0)
-    assert len(found.points) == 2 * len(SPOILS) * DRAWS
-    assert {point.sam_dice for point in found.points} == {1.0}
-    assert all(point.agreement == point.prompt_dice for point in found.points)
-    assert "of 2 labelled scans" in found.verdict()
     assert found == run_selftest(Perfect(), [("a", image, BALL, (1, 1, 1)), ("b", image, BALL, (1, 1, 1))], 2, seed=0)
 
 

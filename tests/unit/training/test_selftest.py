@@ -15,7 +15,7 @@ def made(monkeypatch):
     """How many self-tests were made."""
     calls = []
 
-    def run_selftest(ensemble, scans, n_classes, seed):
+    def run_selftest(ensemble, scans, n_classes, seed, fusion, smoothing_vox):
         calls.append(ensemble)
         points = [dict.fromkeys((f.name for f in dataclasses.fields(Point)), 0.1 * i) for i in range(1, 9)]
         return SelfTest(tuple(Point(**point) for point in points))
@@ -31,5 +31,9 @@ def test_another_way_of_asking_makes_it_anew(made, tmp_path):
     assert made == ["a"]
     selftest.selftest_of(config, "b", [], {"SAM": ["2"], "--sam_margin_vox": [0]})
     assert made == ["a", "b"]
+    selftest.selftest_of(
+        dataclasses.replace(config, sam_fusion="mean"), "c", [], {"SAM": ["2"], "--sam_margin_vox": [0]}
+    )
+    assert made == ["a", "b", "c"]
     kept = json.loads((tmp_path / selftest.SELFTEST_FILE).read_text(encoding="utf-8"))
     assert kept["asking"]["SAM"] == ["2"]
