@@ -11,6 +11,7 @@ set: settings were chosen on them across runs; within a run their images and lab
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import statistics
@@ -19,6 +20,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -216,12 +218,12 @@ def target_scores(workdir: Path, targets: Path, data_dir: str) -> dict[str, floa
     from semisam_tf.sam.target import dice
     from semisam_tf.training import checkpoint
     from semisam_tf.training.pseudolabels import read_target, target_scores
-    from semisam_tf.training.targets import mask_of, unpacked
+    from semisam_tf.training.targets import Target, mask_of, opened
 
     config = read_run(workdir)["config"]
-    kept = {}
+    kept: dict[str, Any] = {}
     if config.sam_mode == "cached" and (last := checkpoint.load_latest(workdir / "checkpoints", sets_aside=False)):
-        kept = {name.removeprefix("packed/"): unpacked(content) for name, content in last[1].get("sam", {}).items()}
+        kept = {name.removeprefix("packed/"): content for name, content in last[1].get("sam", {}).items()}
     found: dict[str, list[float]] = {}
     for case_id in sorted(kept) or sorted(path.stem for path in targets.glob("[!.]*.h5")):
         scan = load_volume(
@@ -229,7 +231,8 @@ def target_scores(workdir: Path, targets: Path, data_dir: str) -> dict[str, floa
             default_spacing_mm=config.default_spacing_mm,
         )  # fmt: skip
         grid = preprocessing_of(config).to_training_grid(scan, config.n_classes)
-        target = kept[case_id] if kept else read_target(targets, grid, config.n_classes)
+        with opened(kept[case_id]) if kept else contextlib.nullcontext() as content:
+            target = Target(*(array[()] for array in content)) if kept else read_target(targets, grid, config.n_classes)
         said = {} if kept else target_scores(targets, case_id)
         said = {name: said[name] for name in ("agreement", "weighted_share", "mean_weight") if name in said}
         for name, value in {"dice": dice(mask_of(target.probs) > 0, grid.label > 0), **said}.items():

@@ -129,6 +129,12 @@ def locked(folder: Path, flag: str, *, name: str = ".lock", shared: bool = False
                 f"{folder} is in use by process {handle.read().strip() or 'unknown'}: wait for it, stop it, or choose "
                 f"another {flag}."
             ) from None
+        except OSError as error:
+            raise OSError(
+                f"Expected a {flag} on a file system with file locks (flock), which keep two processes from writing to "
+                f"one folder; choose another, or have it mounted with them (Lustre: -o flock). Received: {folder} "
+                f"({error.strerror})."
+            ) from error
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

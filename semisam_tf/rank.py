@@ -112,7 +112,7 @@ def opinion_of(
 
     probs = {which: predictor.probs(volume.image) for which, predictor in predictors.items()}
     masks = {which: array.argmax(axis=-1).astype(np.uint8) for which, array in probs.items()}
-    disagreement = {
+    disagreement: dict[str, float | None] = {
         "student_teacher": 1 - dice(masks["student"] > 0, masks["teacher"] > 0),
         "uncertainty": mean_entropy(probs["teacher"]),
     }

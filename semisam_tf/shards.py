@@ -65,6 +65,7 @@ def locked_for(folder: Path, flag: str, shard: Shard | None) -> Iterator[None]:
     with locked(folder, flag, shared=True), locked(folder, "--shard", name=own):
         for other in sorted(folder.glob(".lock_*_of_*")):
             if not other.name.endswith(f"_of_{shard.of}"):
-                with locked(folder, "--shard, as one of another number of shards,", name=other.name):
+                # Shared: it is only asked whether the shard that wrote the file is at work, and others ask as well.
+                with locked(folder, "--shard, as one of another number of shards,", name=other.name, shared=True):
                     pass
         yield

@@ -205,8 +205,11 @@ class Prefetcher:
         wait_s: Seconds that callers have spent waiting for a batch so far.
     """
 
-    def __init__(self, make: Callable[[int], Any], start: int, stop: int, workers: int = 2, depth: int = 4) -> None:
-        """Starts at once; `depth` batches at most are kept ready or in the making."""
+    def __init__(
+        self, make: Callable[[int], Any], start: int, stop: int, workers: int = 2, depth: int | None = None
+    ) -> None:
+        """Starts at once; `depth` batches at most are kept ready or in the making: by default 4, or two a worker."""
+        depth = max(4, 2 * workers) if depth is None else depth
         if workers < 1 or depth < 1:
             raise ValueError(f"Expected workers >= 1 and depth >= 1. Received: workers={workers}, depth={depth}.")
         self.wait_s = 0.0

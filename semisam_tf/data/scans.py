@@ -109,7 +109,7 @@ def prepared_from(files: CaseFiles) -> Volume:
         ValueError: The case was not prepared, has no orientation, or its scan is not where it was; says what to do.
     """
     fix = "Write the masks on the grid of the data folder: --nifti_grid=data."
-    paths = []
+    paths: list[str] = []
     if files.layout == "h5":
         with h5py.File(files.image, "r") as file:
             paths = json.loads(file.attrs.get("source", "[]")) if "affine" in file.attrs else []

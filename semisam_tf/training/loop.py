@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,7 @@ def _run(training: Training, stream: TwoStream, report: LiveReport | None = None
     config, last = training.config, training.config.max_steps
     pending: list[dict[str, tf.Tensor]] = []
     with (
+        _memory_errors_said(),
         Board(Path(config.workdir)) as board,
         Prefetcher(training.batches_of(stream), training.step, last, workers=config.data_workers) as prefetcher,
     ):
@@ -254,6 +256,20 @@ def _run(training: Training, stream: TwoStream, report: LiveReport | None = None
                 if report is not None:
                     report.write()
             pending.clear()
+
+
+@contextlib.contextmanager
+def _memory_errors_said() -> Iterator[None]:
+    """TensorFlow's error has a page of the graph and no advice."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise RuntimeError(
+            "A step does not fit into the memory of the device. Start again, in another --workdir, with "
+            "--micro_batch=1, on a GPU with --precision=bfloat16, or with a smaller --batch_size, --patch_size or "
+            "--filters. Received: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _finite_means(pending: list[dict[str, tf.Tensor]], step: int) -> dict[str, float]:

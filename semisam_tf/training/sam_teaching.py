@@ -23,7 +23,7 @@ from semisam_tf.sam.fusion import fuse
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.oracle import OraclePrompts
-from semisam_tf.training.targets import Target, as_bytes, cut, packed, unpacked
+from semisam_tf.training.targets import Target, as_bytes, cut, opened, packed
 
 # A SAM that fails so often without an answer in between is broken, and hours of training without it are wasted.
 MOST_FAILURES = 10
@@ -124,7 +124,8 @@ class SamTeaching:
                 self._refresh(case_id)
             self.visits[case_id] = visit + 1
             if case_id in self.kept:
-                probs[item], weight[item] = cut(unpacked(self.kept[case_id]), transform)
+                with opened(self.kept[case_id]) as target:
+                    probs[item], weight[item] = cut(target, transform)
 
     def _refresh(self, case_id: str) -> None:
         volume = self.volumes[case_id]

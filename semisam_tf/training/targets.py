@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from semisam_tf.data.augment import SpatialTransform
 
 LEVELS = 255.0
+_BLOCK_VOX = 32
 
 
 class Target(NamedTuple):
@@ -35,16 +38,19 @@ def as_bytes(probs: np.ndarray, weight: np.ndarray) -> Target:
 def packed(target: Target) -> np.ndarray:
     """A target for memory and checkpoints, uint8 [n]: a fifth or less, as most of a scan is surely background."""
     content = io.BytesIO()
-    # Class by class: neighbours in the scan are neighbours in the file.
-    np.save(content, np.concatenate([np.moveaxis(target.probs, -1, 0), target.weight[None]]))
-    # Level 1: a millisecond or two to pack or unpack a scan at half resolution; more levels save little.
-    return np.frombuffer(zlib.compress(content.getbuffer(), 1), np.uint8)
+    with h5py.File(content, "w") as file:
+        for name, array in target._asdict().items():
+            # In blocks, of which a crop unpacks those that it lies in. Higher levels save little.
+            blocks = tuple(min(_BLOCK_VOX, n) for n in array.shape[:3]) + array.shape[3:]
+            file.create_dataset(name, data=array, chunks=blocks, compression="gzip", compression_opts=1)
+    return np.frombuffer(content.getbuffer(), np.uint8)
 
 
-def unpacked(content: np.ndarray) -> Target:
-    """Inverse of `packed`."""
-    layers = np.load(io.BytesIO(zlib.decompress(content)), allow_pickle=False)
-    return Target(np.moveaxis(layers[:-1], 0, -1), layers[-1])
+@contextlib.contextmanager
+def opened(content: np.ndarray) -> Iterator[Target]:
+    """A packed target, its arrays still in the file: indexing reads them."""
+    with h5py.File(io.BytesIO(content.tobytes()), "r") as file:
+        yield Target(file["probs"], file["weight"])
 
 
 def cut(target: Target, transform: SpatialTransform) -> tuple[np.ndarray, np.ndarray]:

@@ -266,3 +266,12 @@ def test_sams_pictures_are_there_before_the_result_is(tiny_cohort, tiny_sam, tmp
     monkeypatch.setattr(loop, "_finish", watched)
     train(config_of(tiny_cohort, tmp_path / "run", tiny_sam))
     assert seen == [(tmp_path / "run" / "overlays" / "sam.json").stat().st_size]
+
+
+def test_a_step_that_does_not_fit_into_memory_says_what_helps(tiny_cohort, tiny_sam, tmp_path, monkeypatch):
+    def too_large(self, batch):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\n[[{{node vnet/conv}}]]")
+
+    monkeypatch.setattr(Training, "take_step", too_large)
+    with pytest.raises(RuntimeError, match=r"--micro_batch=1.*Received: OOM when allocating tensor$"):
+        train(config_of(tiny_cohort, tiny_sam, tmp_path / "run"))

@@ -1,10 +1,13 @@
 """Files are whole or absent."""
 
+import errno
+import fcntl
 import json
+import os
 
 import pytest
 
-from semisam_tf.atomic import replacing, sweep, write_json
+from semisam_tf.atomic import locked, replacing, sweep, write_json
 
 
 def test_a_full_disk_is_named_and_the_old_file_kept(tmp_path, files_of_a_page):
@@ -45,3 +48,15 @@ def test_sweep_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
     sweep(tmp_path)
     sweep(tmp_path / "absent")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refused(handle, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    message = (
+        rf"Expected a --workdir on a file system with file locks.*Received: {tmp_path} \(Function not implemented\)"
+    )
+    with pytest.raises(OSError, match=message), locked(tmp_path, "--workdir"):
+        pass

@@ -68,3 +68,19 @@ def test_a_shard_of_another_number_of_shards_is_refused(tmp_path):
         pass
     with locked_for(tmp_path, "--output", Shard(1, 3)):
         pass
+
+
+def test_shards_that_start_together_do_not_take_each_other_for_those_of_another_number(tmp_path):
+    with locked_for(tmp_path, "--output", Shard(1, 2)):
+        pass
+    left_over = ".lock_1_of_2"
+    assert (tmp_path / left_over).is_file()
+    # As another of the three has it, while it asks the same question.
+    with locked(tmp_path, "--shard", name=left_over, shared=True), locked_for(tmp_path, "--output", Shard(1, 3)):
+        pass
+    with (
+        locked(tmp_path, "--shard", name=left_over),
+        pytest.raises(RuntimeError, match="as one of another number of shards"),
+        locked_for(tmp_path, "--output", Shard(1, 3)),
+    ):
+        pass

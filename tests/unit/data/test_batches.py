@@ -206,6 +206,17 @@ def test_no_more_than_depth_is_made_ahead_and_waiting_is_measured() -> None:
     assert len(made) <= 9
 
 
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 4), (6, 12)])
+def test_every_worker_has_work(workers: int, ahead: int) -> None:
+    made = []
+    with Prefetcher(lambda t: made.append(t), 0, 100, workers=workers):
+        deadline_s = time.monotonic() + 10
+        while len(made) < ahead and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert sorted(made) == list(range(ahead))
+
+
 def test_closing_early_ends_the_threads() -> None:
     before = threading.active_count()
     with Prefetcher(lambda t: t, 0, 10**9, workers=2, depth=2) as ahead:

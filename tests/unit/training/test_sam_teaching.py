@@ -13,7 +13,7 @@ from semisam_tf.data.volumes import Volume
 from semisam_tf.sam.session import SamCallError
 from semisam_tf.sam.target import SamTarget
 from semisam_tf.training.sam_teaching import MOST_FAILURES, SamTeaching
-from semisam_tf.training.targets import unpacked
+from semisam_tf.training.targets import Target, opened
 
 CONFIG = Config(sam_mode="cached", sam_dir="s", n_classes=3, sam_refresh_visits=2)
 SIZE = (20, 18, 16)
@@ -218,8 +218,11 @@ def test_checkpoints_with_targets_as_they_are_are_taken(stream, unlabelled):
     old.targets(0, stream.batch(0))
     arrays, state = old.state()
     assert set(arrays) == {"packed/b", "packed/cc"}
-    kept = {name.removeprefix("packed/"): unpacked(array) for name, array in arrays.items()}
-    plain = {f"{kind}/{case}": a for case, target in kept.items() for kind, a in target._asdict().items()}
+    plain = {}
+    for name, content in arrays.items():
+        with opened(content) as target:
+            for kind, array in zip(Target._fields, target, strict=True):
+                plain[f"{kind}/{name.removeprefix('packed/')}"] = array[()]
     new.restore(plain, state)
     for a, b in zip(old.targets(1, stream.batch(1)), new.targets(1, stream.batch(1)), strict=True):
         np.testing.assert_array_equal(a, b)
