@@ -11,6 +11,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from semisam_tf.config import Config
 from semisam_tf.options import OptionError
@@ -274,4 +275,4 @@ def test_a_step_that_does_not_fit_into_memory_says_what_helps(tiny_cohort, tiny_
 
     monkeypatch.setattr(Training, "take_step", too_large)
     with pytest.raises(RuntimeError, match=r"--micro_batch=1.*Received: OOM when allocating tensor$"):
-        train(config_of(tiny_cohort, tiny_sam, tmp_path / "run"))
+        train(config_of(tiny_cohort, tmp_path / "run", tiny_sam))
