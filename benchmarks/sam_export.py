@@ -231,7 +231,8 @@ def _mask_dice(result: dict[str, Any]) -> str:
     """Worst Dice of a mask: of fp32 against torch on the scan's slices, of less against fp32."""
     if result["precision"]["mask_dice"] is not None:
         return f"{result['precision']['mask_dice']:.4f} to fp32"
-    return f"{result['scan_check']['worst_mask_dice']:.5f}" if result["scan_check"] else "-"
+    worst = (result["scan_check"] or {}).get("worst_mask_dice")
+    return "-" if worst is None else f"{worst:.5f}"
 
 
 def _ratio(slow_s: list[float], fast_s: list[float]) -> str:

@@ -89,8 +89,10 @@ def _to_int8(source: Path, target: Path) -> None:
     whole.rmdir()
 
 
-def mask_dice(family: Family, full: Path, folder: Path, threshold: float, scan: ScanInputs | None) -> float:
+def mask_dice(family: Family, full: Path, folder: Path, threshold: float, scan: ScanInputs | None) -> float | None:
     """Worst Dice of the reduced encoder's masks against the float32 encoder's, both through the same decoder.
+
+    None where all masks are empty or full: nothing was compared.
 
     Over structured pictures with every prompt case of the family, and over the scan's if there is one.
 
@@ -117,7 +119,7 @@ def mask_dice(family: Family, full: Path, folder: Path, threshold: float, scan: 
             for encode in encoders
         )
         results.append(worst_dice(expected, got))
-    return min(results)
+    return min((found for found in results if found is not None), default=None)
 
 
 def verdict(dice: float, precision: str) -> bool:

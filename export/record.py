@@ -102,7 +102,7 @@ def verified_manifest(
     Raises:
         ExportError: A measure is outside its tolerance.
     """
-    from export import verify
+    from export import scan_check, verify
     from semisam_tf.sam.manifest import Manifest
 
     comparisons = verify.compare(family, folder)
@@ -114,11 +114,18 @@ def verified_manifest(
             f"nothing was written. Received:\n{table}"
         )
     manifest = Manifest.from_dict(values)
+    check = None if inputs is None else _scan_check(family, folder, manifest, inputs)
+    precision = _precision(family, folder, manifest, settings.precision, inputs)
+    if settings.precision != "fp32":
+        # The graphs as float32 are right; what is kept is how far those that are written differ from torch.
+        comparisons = verify.compare(family, folder)
+        logging.info("torch against ONNX Runtime, %s encoder:\n%s", settings.precision, verify.table(comparisons))
+        check = None if inputs is None else scan_check.check_scan(family, folder, manifest, inputs)
     measured = {
         "max_errors": verify.worst(comparisons),
         "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
-        "scan_check": None if inputs is None else _scan_check(family, folder, manifest, inputs),
-        "precision": _precision(family, folder, manifest, settings.precision, inputs),
+        "scan_check": check,
+        "precision": precision,
     }
     return Manifest.from_dict({**values, **measured, "sha256": sha256_of(folder)}).to_dict()
 
@@ -134,6 +141,9 @@ def _scan_check(family: Family, folder: Path, manifest: Manifest, inputs: ScanIn
     from export import scan_check
 
     found = scan_check.check_scan(family, folder, manifest, inputs)
+    if found["worst_mask_dice"] is None:
+        logging.warning("%s: every mask is empty or full, so that nothing was compared there.", found["scan"])
+        return found
     logging.info("masks on %(scan)s, %(slices)d slices: worst Dice %(worst_mask_dice).6f", found)
     if found["worst_mask_dice"] < scan_check.LEAST_DICE:
         raise ExportError(
@@ -162,6 +172,11 @@ def _precision(
     for path in full.iterdir():
         path.unlink()
     full.rmdir()
+    if dice is None:
+        raise ExportError(
+            f"Expected masks to judge the {precision} encoder by; nothing was written. Received: masks that are all "
+            "empty or full, as random weights draw them. Take trained weights, or --precision=fp32."
+        )
     megabytes = [round(n / 2**20, 1) for n in (bytes_before, reduced.encoder_bytes(folder))]
     logging.info("%s encoder: %s MiB from %s MiB, worst mask Dice %.4f", precision, megabytes[1], megabytes[0], dice)
     if not reduced.verdict(dice, precision):

@@ -162,7 +162,9 @@ def summary(manifest: Mapping[str, Any], output: str) -> str:
     if manifest["max_errors"]:
         errors = ", ".join(f"{name} {error['relative']:.1e}" for name, error in manifest["max_errors"].items())
         parts.append(f"max relative error {errors}")
-    if scan is not None:
+    if scan is not None and scan["worst_mask_dice"] is None:
+        parts.append(f"masks on {scan['scan']} all empty or full, nothing compared")
+    elif scan is not None:
         parts.append(f"worst mask Dice on {scan['scan']} {scan['worst_mask_dice']:.6f}")
     if precision["mask_dice"] is not None:
         parts.append(f"{precision['encoder']} encoder, worst mask Dice against fp32 {precision['mask_dice']:.4f}")

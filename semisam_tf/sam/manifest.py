@@ -94,8 +94,8 @@ class Manifest:
         max_errors: Largest error against torch, graph -> {"absolute", "relative"}; empty if adopted.
         comparisons: The comparisons with torch, one by one; empty if adopted.
         precision: "encoder": "fp32", "fp16" or "int8"; "mask_dice": worst Dice of masks against fp32's, or None.
-        scan_check: What comparing masks on a real scan found: "scan", "slices", "worst_mask_dice",
-            "voxels_differing"; None if it was not done.
+        scan_check: What comparing masks on a real scan found: "scan", "slices", "worst_mask_dice" (None: all were empty
+            or full), "voxels_differing"; None if it was not done.
         licence: Licence of the weights.
         created_with: Package -> version.
     """

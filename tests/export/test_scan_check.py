@@ -154,4 +154,6 @@ def test_volume_without_spacing_stops_before_tracing(
 def test_worst_dice_is_that_of_the_worst_pair() -> None:
     full, half, none = np.ones(4, bool), np.array([True, True, False, False]), np.zeros(4, bool)
     assert worst_dice([full, full, none], [full, half, none]) == pytest.approx(4 / 6)
-    assert worst_dice([full, none], [full, none]) == 1
+    # Such pairs say nothing of the graphs; one that is empty on one side alone does.
+    assert worst_dice([full, none], [full, none]) is None
+    assert worst_dice([full, none, half], [full, half, half]) == 0
