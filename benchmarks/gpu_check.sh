@@ -10,6 +10,7 @@
 #             VENV         where it goes; kept, so that a second time is quicker
 #             TORCH_INDEX  package index for torch's CPU build: PyPI's brings CUDA libraries beside TensorFlow's
 #             SPEED_ROWS   rows of benchmarks/speed.py; empty: its own choice
+#             LA_DIR       UA-MT's left-atrium scans; without them speed has no rows with SAM
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -80,7 +81,11 @@ check "a training step, GPU and CPU" "$venv/bin/python" benchmarks/gpu_check.py 
 check "Dice in half precision" "$venv/bin/python" benchmarks/precision.py --precisions=float32,bfloat16,float16 --seeds=0,1 \
     --runs="$run/precision" --results="$run/precision_results" --worst_loss=1
 # PyTorch is here as a CPU build, for the exporter: a comparison with it would say nothing.
-check "speed" "$venv/bin/python" benchmarks/speed.py --ours_only --results="$run/speed" ${SPEED_ROWS:+--rows="$SPEED_ROWS"}
+SPEED_CORES=$(nproc) check "speed" "$venv/bin/python" benchmarks/speed.py --ours_only --results="$run/speed" \
+    --sam_dir="$sam" --sam_providers="$providers" ${LA_DIR:+--data_dir="$LA_DIR"} ${SPEED_ROWS:+--rows="$SPEED_ROWS"}
+if [[ -z "${LA_DIR:-}" ]]; then
+    results+=("NOT MADE  speed with SAM (LA_DIR is not set)")
+fi
 
 echo
 echo "GPU: $gpus"

@@ -34,7 +34,7 @@ SCORING = "configs/la_dev.list"
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the LA scans.")
 _LABELED = flags.DEFINE_list("labeled", None, "Numbers of labelled scans; 1 and 4 (configs: 1, 2, 4) if empty.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds.")
+_SEEDS = flags.DEFINE_list("seeds", None, "Seeds; if empty 0, and of the rows to be compared at one label 0, 1, 2.")
 _METHODS = flags.DEFINE_list("methods", None, "Rows to run; all if empty.")
 _RUNS = flags.DEFINE_string("runs", "runs/la_table", "Folder for workdirs and SAM's embeddings.")
 _PRINT_ONLY = flags.DEFINE_boolean("print_only", False, "Run nothing.")
@@ -127,6 +127,8 @@ CONFIGS = {
 _TAUGHT = ("taught_share", "mean_weight")
 # Where SAM teaches in the flagfile, and so something is to be left out.
 _DEFAULT_LABELED = {
+    **{name: ["1"] for name in _ABLATIONS},
+    "supervised_1200_steps": ["60"],
     "config": ["1", "2", "4"],
     "config_without_sam": ["1", "4"],
     "config_longer_rounds": ["1"],
@@ -134,6 +136,8 @@ _DEFAULT_LABELED = {
     "config_one_place": ["4"],
     "config_ua_mt": ["2"],
 }
+
+_COMPARED = ("supervised", "supervised_own_targets", "supervised_sam_targets")
 
 
 @dataclass(frozen=True)
@@ -368,23 +372,34 @@ def _line(labeled: int, method: str, runs: list[dict]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def rows_to_run(methods: list[str] | None, labeled: list[str] | None, seeds: list[str] | None) -> list[Row]:
+    """The rows that the flags name, and by default all: a first seed of each before the second of any."""
+    rows = []
+    for method in methods or [*METHODS, *CONFIGS]:
+        for n in labeled or _DEFAULT_LABELED.get(method, ["1", "4"]):
+            several = method in _COMPARED and n == "1"
+            rows += [Row(method, n, seed) for seed in seeds or (["0", "1", "2"] if several else ["0"])]
+    return sorted(rows, key=lambda row: int(row.seed))
+
+
 def main(argv: list[str]) -> None:
     """Runs what is missing and prints the table."""
+    failed: list[str] = []
     if argv[1:]:
         raise app.UsageError(f"Expected flags only. Received: {argv[1:]}.")
     if not _PRINT_ONLY.value:
         if not _DATA_DIR.value:
             raise app.UsageError("--data_dir is needed: the folder of the LA scans.")
-        rows = [
-            Row(method, labeled, seed)
-            for seed in _SEEDS.value
-            for method in (_METHODS.value or [*METHODS, *CONFIGS])
-            for labeled in (_LABELED.value or _DEFAULT_LABELED.get(method, ["1", "4"]))
-        ]
-        for row in rows:
-            if not (RESULTS / f"{row.name}.json").is_file():
+        for row in rows_to_run(_METHODS.value, _LABELED.value, _SEEDS.value):
+            if (RESULTS / f"{row.name}.json").is_file():
+                continue
+            try:
                 run(row, _DATA_DIR.value, Path(_RUNS.value))
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{row.name}: {error}")
     sys.stdout.write(f"{table()}\n\n{gains()}\n")
+    if failed:
+        sys.exit("Rows that failed; the same command tries them again:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ _TURNS = flags.DEFINE_integer("turns", 3, "Turns of each row.", lower_bound=1)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the left atrium scans; empty: noise, and no row sam_modes.")
 _SAM_DIR = flags.DEFINE_string("sam_dir", "models/sam_lite_medsam", "Export of LiteMedSAM.")
 _SAM_MED3D = flags.DEFINE_string("sam_med3d", "", "Export of SAM-Med3D with random weights, for the row semisam.")
+_PROVIDERS = flags.DEFINE_string("sam_providers", "CPUExecutionProvider", "ONNX Runtime's, as train takes them.")
 _OURS_ONLY = flags.DEFINE_boolean("ours_only", False, "Leave PyTorch out, as where its build is not for the GPU.")
 _RESULTS = flags.DEFINE_string("results", "", "Folder of the JSON files; empty: benchmarks/results/speed.")
 _AGAIN = flags.DEFINE_boolean("again", False, "Measure what has a result already.")
@@ -123,8 +124,12 @@ def operations(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def sam_modes() -> dict[str, Any]:
     """Steps with SAM in each mode."""
     arguments = {"turns": _TURNS.value, "student_steps": 100, "steps": 8, "online_steps": 1, "limit_s": LIMIT_S}
-    found = alone("speed_ours", "sam_modes", data_dir=_DATA_DIR.value, sam_dir=_SAM_DIR.value, **arguments)
-    return {"arguments": arguments, "modes": found}
+    found = alone("speed_ours", "sam_modes", data_dir=_DATA_DIR.value, **_sam(), **arguments)
+    return {"arguments": arguments | {"sam_providers": _PROVIDERS.value}, "modes": found}
+
+
+def _sam() -> dict[str, str]:
+    return {"sam_dir": _SAM_DIR.value, "sam_providers": _PROVIDERS.value}
 
 
 def micro_batch() -> dict[str, Any]:
@@ -141,8 +146,9 @@ def devices() -> dict[str, Any]:
 def semisam() -> dict[str, Any]:
     """An iteration of SemiSAM; PyTorch's takes minutes, so it is done once and not warmed up."""
     arguments = SHAPES["4x128x128x128"] | {"labelled": 1}
+    sam = {"sam_dir": _SAM_MED3D.value, "sam_providers": _PROVIDERS.value}
     contestants = {
-        "ours": Contestant("speed_ours", "semisam", arguments | {"sam_dir": _SAM_MED3D.value}, repetitions=2),
+        "ours": Contestant("speed_ours", "semisam", arguments | sam, repetitions=2),
         "torch": Contestant("speed_torch", "semisam", arguments, warm_up=False),
     }
     return {"arguments": arguments, "contestants": take_turns(_taking_part(contestants), turns=1, stay=False)}
@@ -171,7 +177,7 @@ def start_up() -> dict[str, Any]:
 
 def memory() -> dict[str, Any]:
     """Memory of a run, phase by phase."""
-    return {"phases": alone("speed_ours", "memory", data_dir=_DATA_DIR.value, sam_dir=_SAM_DIR.value)}
+    return {"phases": alone("speed_ours", "memory", data_dir=_DATA_DIR.value, **_sam())}
 
 
 def sustained() -> dict[str, Any]:
@@ -255,6 +261,8 @@ def lacking(row: str) -> str:
     """What a row that cannot be measured would need; empty if it can be."""
     if row in ("sam_modes", "memory") and not _DATA_DIR.value:
         return "--data_dir, since SAM has nothing to say on noise"
+    if row in ("sam_modes", "memory") and not (Path(_SAM_DIR.value) / "manifest.json").is_file():
+        return f"an export of LiteMedSAM in --sam_dir={_SAM_DIR.value}"
     if row == "semisam" and not _SAM_MED3D.value:
         return "--sam_med3d"
     if row == "devices" and 0 < len(nvidia_gpus()) < 4:

@@ -109,7 +109,7 @@ def _layer_of_convolution(operation: Operation) -> str:
     return re.sub(r"_\d+$", "", operation.name.split("/")[1])
 
 
-def semisam(sam_dir: str, batch: int, size: tuple[int, ...], **settings: Any) -> Tasks:
+def semisam(sam_dir: str, sam_providers: str, batch: int, size: tuple[int, ...], **settings: Any) -> Tasks:
     """SemiSAM with a 3D SAM online: tasks "sam", all it is asked in an iteration, and "step", the mean teacher's.
 
     The student is untrained and its prediction no organ: it is made, and a ball is put in its place.
@@ -121,7 +121,7 @@ def semisam(sam_dir: str, batch: int, size: tuple[int, ...], **settings: Any) ->
     from semisam_tf.training.step import Schedule
 
     config = _config("mean_teacher", batch=batch, size=size, **settings)
-    config = dataclasses.replace(config, sam_mode="online", sam_dir=sam_dir)
+    config = dataclasses.replace(config, sam_mode="online", sam_dir=sam_dir, sam_providers=sam_providers)
     sessions = sam_sessions(config)
     if sessions[0].manifest.input_spacing_mm is None:
         raise ValueError(f"Expected the export of a 3D SAM, as export.sam --family=sam_med3d. Received: {sam_dir}.")
@@ -151,7 +151,14 @@ def semisam(sam_dir: str, batch: int, size: tuple[int, ...], **settings: Any) ->
 
 
 def sam_modes(
-    data_dir: str, sam_dir: str, turns: int, student_steps: int, steps: int, online_steps: int, limit_s: float
+    data_dir: str,
+    sam_dir: str,
+    sam_providers: str,
+    turns: int,
+    student_steps: int,
+    steps: int,
+    online_steps: int,
+    limit_s: float,
 ) -> dict[str, Any]:
     """Steps of a mean teacher of the `cpu` preset on the left atrium, by `sam_mode`, as `steps_in_turns` has them.
 
@@ -166,7 +173,7 @@ def sam_modes(
         targets = Path(folder) / "targets"
         config = la_config(
             data_dir, 4, f"--sam_dir={sam_dir}", f"--sam_cache_dir={folder}/cache", f"--targets_dir={targets}",
-            "--sam_refresh_visits=2",
+            "--sam_refresh_visits=2", f"--sam_providers={sam_providers}",
         )  # fmt: skip
         config = dataclasses.replace(config, workdir=folder)
         loaded = load(config, 4)
@@ -251,12 +258,13 @@ def sustained(data_dir: str, minutes: int, minute_s: float = 60.0) -> dict[str, 
     return {"scans": "LA" if data_dir else "noise", "steps_per_s": rates, "rss_bytes": memory}
 
 
-def memory(data_dir: str, sam_dir: str) -> dict[str, dict[str, int]]:
+def memory(data_dir: str, sam_dir: str, sam_providers: str) -> dict[str, dict[str, int]]:
     """Phase of a mean teacher of the `cpu` preset with SAM -> resident bytes after it, and the most during it.
 
     Args:
         data_dir: Folder of the left atrium; empty: noise.
         sam_dir: Export of a SAM; empty: without one.
+        sam_providers: ONNX Runtime's.
     """
     be_deterministic()
     from semisam_tf.data.batches import stream_of
@@ -276,7 +284,7 @@ def memory(data_dir: str, sam_dir: str) -> dict[str, dict[str, int]]:
         config, loaded = _data_setting("cpu", data_dir)
         config = dataclasses.replace(config, workdir=folder, sam_cache_dir="", sam_start_step=2)
         if sam_dir:
-            config = dataclasses.replace(config, sam_mode="cached", sam_dir=sam_dir)
+            config = dataclasses.replace(config, sam_mode="cached", sam_dir=sam_dir, sam_providers=sam_providers)
         ends(f"{sum(len(scans) for scans in loaded)} scans read")
         sessions = sam_sessions(config)
         if sessions:

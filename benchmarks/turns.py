@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 # Also the threads of every library: each makes as many as there are cores that its process may use.
-CORES = 2
+CORES = int(os.environ.get("SPEED_CORES") or 2)
 
 Tasks = Mapping[str, Callable[[], Any]]
 

@@ -32,6 +32,7 @@ TABLES: dict[str, dict[str, tuple[str, int | None]]] = {
         "speed_memory": ("speed", 6),
     },
     "scale.md": {"many_scans": ("many_scans", None)},
+    "gpu.md": {"precision": ("precision", None)},
 }
 
 

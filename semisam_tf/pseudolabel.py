@@ -11,6 +11,9 @@ from semisam_tf.config import SAM_DEVICE_FLAGS
 from semisam_tf.options import OptionError, option, run_command
 from semisam_tf.shards import locked_for, parse_shard
 
+# Without a value they are as the run has them.
+_OF_THE_RUN = ("sam_prompts", "sam_points", "sam_point_choice")
+
 
 @dataclasses.dataclass(frozen=True)
 class PseudolabelConfig:
@@ -22,6 +25,11 @@ class PseudolabelConfig:
     cases: str = option("", "File of case names, one a line. Empty: the training cases that the run has no label of.")
     model: str = option("auto", "Weights to use; auto: as the run decided.", choices=("auto", "student", "teacher"))
     sam_dir: str = option("", "Folders of SAM exports, separated by commas. Empty: the predictions alone.")
+    sam_prompts: str = option("", "Kinds of prompts: auto, or some of box, point, mask. Empty: the run's.")
+    sam_points: int = option(0, "Clicks in each component, where points are prompts; 0: as the run.", unit="points")
+    sam_point_choice: str = option(
+        "", "Which voxels are clicked, innermost or surest. Empty: as the run.", choices=("", "innermost", "surest")
+    )
     sam_axis: tuple[int, ...] = option((2,), "Axes along which a scan is cut into slices.")
     sam_margin_vox: tuple[int, ...] = option((0, 2, 4), "Boxes are drawn this much around a component.", unit="voxels")
     sam_slice_step: int = option(1, "Every so manieth slice is prompted; the others are interpolated.", unit="slices")
@@ -76,7 +84,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     same = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name.startswith("sam_") and name not in SAM_DEVICE_FLAGS
+        if name.startswith("sam_") and name not in SAM_DEVICE_FLAGS and not (name in _OF_THE_RUN and not value)
     }
     changes = same | {
         "data_dir": config.data_dir or run["config"].data_dir,

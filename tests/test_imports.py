@@ -87,6 +87,7 @@ FILE_READERS = {
     "semisam_tf/training/checkpoint": {"h5py"},
     # Targets, made from predictions.
     "semisam_tf/training/pseudolabels": {"h5py"},
+    "semisam_tf/training/targets": {"h5py"},
 }
 # Labels that are no run's.
 MAY_OPEN_UNRECORDED = {"semisam_tf/data/simulate", "semisam_tf/health/report"}

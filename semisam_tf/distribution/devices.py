@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,11 +20,10 @@ import tensorflow as tf
 from absl import logging
 
 from semisam_tf.config import Config
+from semisam_tf.distribution.shares import CLUSTER, cluster_size, require_shares
 from semisam_tf.options import OptionError
 from semisam_tf.workdir import WORKERS_FOLDER
 
-# What tf.distribute, and every scheduler that starts TensorFlow on several machines, tells a process of the others by.
-CLUSTER = "TF_CONFIG"
 _OTHERS_GONE = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -127,12 +125,7 @@ def devices_of(config: Config) -> Devices:
         OptionError: There are fewer devices, or a replica would be left without an item.
     """
     require_shares(config)
-    if config.precision == "bfloat16" and not tf.config.list_physical_devices("GPU"):
-        # Seen within ten steps of a V-Net in some runs, on a CPU with AVX-512 BF16 (TensorFlow 2.21, oneDNN).
-        raise OptionError(
-            "--precision=bfloat16: expected a GPU. TensorFlow's kernels for it on a CPU yield NaN now and then; train "
-            "with float32 there."
-        )
+    require_precision(config)
     if cluster_size() == 1 and config.devices == 1:
         return Devices(tf.distribute.get_strategy())
     strategy = _strategy_on(config.devices)
@@ -145,53 +138,14 @@ def devices_of(config: Config) -> Devices:
     return Devices(strategy, config.devices, worker, cluster_size())
 
 
-def cluster_size() -> int:
-    """Processes that `TF_CONFIG` names.
-
-    Raises:
-        OptionError: It cannot be read, or has other members than workers.
-    """
-    text = os.environ.get(CLUSTER, "")
-    if not text:
-        return 1
-    try:
-        cluster, task = json.loads(text)["cluster"], json.loads(text)["task"]
-        if set(cluster) != {"worker"} or task["type"] != "worker" or not 0 <= task["index"] < len(cluster["worker"]):
-            raise ValueError("others than workers, or an index that is none of theirs")
-    except (ValueError, KeyError, TypeError) as error:
+def require_precision(config: Config) -> None:
+    """Raises OptionError where this machine does not compute in a run's precision as it should."""
+    if config.precision == "bfloat16" and not tf.config.list_physical_devices("GPU"):
+        # Seen within ten steps of a V-Net in some runs, on a CPU with AVX-512 BF16 (TensorFlow 2.21, oneDNN).
         raise OptionError(
-            f'{CLUSTER}: expected {{"cluster": {{"worker": ["HOST:PORT", ...]}}, "task": {{"type": "worker", "index": '
-            f"N}}}}. Received: {text} ({error})."
-        ) from error
-    return len(cluster["worker"])
-
-
-def require_shares(config: Config) -> None:
-    """Raises OptionError where the devices of a run cannot share its work."""
-    replicas, labelled = config.devices * cluster_size(), config.labelled_items()
-    rules = [
-        (
-            labelled % replicas or (config.batch_size - labelled) % replicas,
-            f"--devices: expected labelled and unlabelled items to be shared evenly by {replicas} devices. Received: "
-            f"{labelled} labelled of --batch_size={config.batch_size}; set --labeled_per_batch and --batch_size.",
-        ),
-        (
-            replicas > 1 and config.precision == "float16",
-            "--devices: several have not been tried with float16's scaled losses; choose --precision=bfloat16.",
-        ),
-        (
-            replicas > 1 and config.method == "bidirectional_copy_paste",
-            "--devices: bidirectional_copy_paste mixes the items of a batch, so one device takes them all.",
-        ),
-        (
-            cluster_size() > 1 and (config.rounds > 1 or config.coarse_to_fine),
-            f"--rounds and --coarse_to_fine: expected one process. Received: {cluster_size()} of them in {CLUSTER}. "
-            "Rounds go one by one: train, semisam_tf.pseudolabel --shard, train with --targets_dir.",
-        ),
-    ]
-    for broken, message in rules:
-        if broken:
-            raise OptionError(message)
+            "--precision=bfloat16: expected a GPU. TensorFlow's kernels for it on a CPU yield NaN now and then; train "
+            "with float32 there."
+        )
 
 
 # Once in a process: TensorFlow divides a processor once, and two strategies on the same devices take each other's

@@ -100,10 +100,12 @@ class _Run:
     def check_settings(self) -> list[Finding]:
         from semisam_tf.config import validate
         from semisam_tf.data.splits import split_of
+        from semisam_tf.distribution.shares import require_shares
 
         try:
             validate(dataclasses.replace(self.config, workdir=self.config.workdir or "any"))
             self.split = split_of(self.config)
+            require_shares(self.config)
         except (ValueError, OSError) as error:
             return [Finding(FAIL, "settings", str(error), "change the flag")]
         return [Finding(OK, "settings", f"fit each other: {self.config.method}, {self.config.max_steps} steps")]

@@ -18,7 +18,8 @@ from semisam_tf.config import Config, validate
 from semisam_tf.data.label_access import LabelLedger
 from semisam_tf.data.splits import split_of
 from semisam_tf.data.volumes import Volume, find_case
-from semisam_tf.distribution.devices import require_shares, together
+from semisam_tf.distribution.devices import together
+from semisam_tf.distribution.shares import require_shares
 from semisam_tf.inference.label_audit import labels_behind
 from semisam_tf.inference.predictor import SMALLEST_PIECE, load_predictor
 from semisam_tf.inference.run_folder import read_run, run_id_of

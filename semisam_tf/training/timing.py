@@ -40,10 +40,12 @@ def time_run(config: Config, labelled: list[str], unlabelled: list[str], ledger_
     """
     from semisam_tf.data.label_access import LabelLedger
     from semisam_tf.data.splits import Split
+    from semisam_tf.distribution.devices import require_precision
     from semisam_tf.training.loop import load_data
     from semisam_tf.training.sam_setup import sam_sessions
     from semisam_tf.training.state import Training
 
+    require_precision(config)
     labels = LabelLedger(ledger_dir, "doctor").access("timing")
     # Targets that are files take no time worth counting. Those of earlier rounds are made as cached ones are.
     if config.sam_mode == "offline":

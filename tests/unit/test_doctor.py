@@ -101,3 +101,12 @@ def test_flags_of_training_are_taken_and_wrong_ones_refused(repo_root):
 )
 def test_who_may_import_the_package_without_a_flavour(command, expected):
     assert is_diagnosis(command) == expected
+
+
+def test_devices_that_cannot_share_a_batch_are_said_before_a_step_is_timed(repo_root, tmp_path):
+    (tmp_path / "train.list").write_text("a\nb\nc\n", encoding="utf-8")
+    run = [f"--data_dir={tmp_path}", "--labeled=2", "--batch_size=4", "--labeled_per_batch=2", "--notiming"]
+    done, lines = doctor(repo_root, *run, "--devices=3")
+    assert done.returncode == 1
+    assert lines["settings"].startswith("fail  settings      --devices: expected labelled and unlabelled items to be")
+    assert "step time" not in lines

@@ -134,8 +134,12 @@ def test_every_check_is_made_and_passes(script):
     lines = done.stdout.splitlines()
     summary = lines[lines.index("", 1) + 1 :]
     assert summary[0] == "GPU: H200, 143771 MiB, 570"
-    assert len(summary) == 11
-    assert all(line.startswith("PASS  ") for line in summary[1:])
+    assert len(summary) == 12
+    assert all(line.startswith("PASS  ") for line in summary[1:-1])
+    # What was not looked at is no pass.
+    assert summary[-1] == "NOT MADE  speed with SAM (LA_DIR is not set)"
+    (speed,) = [line for line in asked if line.startswith("benchmarks/speed.py")]
+    assert "--sam_providers=CUDAExecutionProvider,CPUExecutionProvider" in speed
     # The tests that a GPU is needed for, by the files that have any.
     (tests,) = [line for line in asked if line.startswith("-m pytest")]
     assert "tests/unit/sam/test_resident.py" in tests
@@ -144,7 +148,7 @@ def test_every_check_is_made_and_passes(script):
 def test_a_failed_check_stops_none_after_it_and_is_in_the_sum(script):
     done, asked = script("echo H200", broken="semisam_tf.doctor")
     assert done.returncode == 1
-    last = done.stdout.splitlines()[-11:]
+    last = done.stdout.splitlines()[-12:]
     assert [line for line in last if line.startswith("FAIL")] == ["FAIL  doctor (exit code 1)"]
     assert sum(line.startswith("PASS") for line in last) == 9
     assert asked[-1].startswith("benchmarks/speed.py")

@@ -40,6 +40,17 @@ def test_rows_are_grouped_by_seed_and_ordered(la_table, tmp_path):
     assert " | - | " in lines[0]
 
 
+def test_rows_by_default_are_what_the_page_shows_and_more(la_table):
+    rows = la_table.rows_to_run(None, None, None)
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert {"supervised_n1_seed2", "supervised_1200_steps_n60_seed0", "config_n2_seed0", "bcp_n4_seed0"} <= set(names)
+    assert "supervised_n4_seed1" not in names
+    seeds = [row.seed for row in rows]
+    assert seeds == sorted(seeds)
+    assert [row.name for row in la_table.rows_to_run(["dan"], ["2"], ["3", "1"])] == ["dan_n2_seed1", "dan_n2_seed3"]
+
+
 def test_targets_show_their_dice_and_what_sam_had_to_say(la_table, tmp_path):
     training = {"sam_calls": 0, "taught_share": 0.9, "mean_weight": 1.0, "duration_s": 0.0}
     own, sam = (result(f"supervised_{whose}_targets", 1, 0, 0.8, training) for whose in ("own", "sam"))

@@ -13,6 +13,8 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
+from semisam_tf.sam.runtime import CPU
+
 TINY = {"batch": 2, "size": (16, 16, 16), "filters": 1, "normalisation": "batch", "dropout": 0.5}
 
 
@@ -305,7 +307,7 @@ def test_sam_is_really_asked(ours, write_double, tmp_path):
     """Two crops of 16^3 at SAM's own spacing, each with one ball, so one window and one prompt each."""
     write_double(tmp_path, side=16, prompt="point", dims=3, input_spacing_mm=(1.5, 1.5, 1.5), resize="spacing_linear")
     settings = TINY | {"batch": 3, "labelled": 1}
-    tasks = ours.semisam(sam_dir=str(tmp_path), **settings)
+    tasks = ours.semisam(sam_dir=str(tmp_path), sam_providers=CPU, **settings)
     assert set(tasks) == {"sam", "step"}
     tasks["sam"]()
     tasks["step"]()
@@ -388,7 +390,7 @@ def test_memory_by_phase(ours, speed, tmp_path, monkeypatch):
         return config, ours.synthetic_scans((20, 20, 20), 1.0)
 
     monkeypatch.setattr(ours, "_data_setting", with_ballast)
-    phases = ours.memory("", "")
+    phases = ours.memory("", "", CPU)
     assert list(phases)[:2] == ["libraries imported", "20 scans read"]
     assert list(phases)[2:] == ["networks built", "first step, traced", "second step", "10 steps", "checkpoint",
                                 "a scan predicted"]  # fmt: skip

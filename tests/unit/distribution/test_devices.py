@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from semisam_tf.config import Config
-from semisam_tf.distribution.devices import Devices, cluster_size, devices_of
+from semisam_tf.distribution.devices import Devices, devices_of
+from semisam_tf.distribution.shares import cluster_size
 from semisam_tf.options import OptionError
 
 CONFIG = Config(batch_size=8, labeled_per_batch=2, method="mean_teacher", workdir="runs/a")
