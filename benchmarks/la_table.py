@@ -63,9 +63,10 @@ _FRAMEWORKS = {
     "mean_teacher": ("--method=mean_teacher",),
     "ua_mt": ("--method=uncertainty_aware_mean_teacher",),
 }
-# Further frameworks. Copy-paste begins with a quarter of labelled mixtures alone, as its paper trains first.
+# Further frameworks. Copy-paste begins with labelled mixtures alone, as its paper trains first.
 _FURTHER = {
-    "bcp": ("--method=bidirectional_copy_paste", "--copy_paste_start_step=100"),
+    "bcp": ("--method=bidirectional_copy_paste", "--copy_paste_start_step=250"),
+    "bcp_early": ("--method=bidirectional_copy_paste", "--copy_paste_start_step=100"),
     "cps": ("--method=cross_pseudo_supervision",),
     "dan": ("--method=deep_adversarial_network",),
 }
