@@ -20,6 +20,7 @@ from semisam_tf.workdir import (
     RUN_FILE,
     SAM_OVERLAYS_FILE,
     SCORED_OVERLAYS_FILE,
+    WORKERS_FOLDER,
 )
 
 
@@ -96,12 +97,14 @@ def sha256_of(path: Path) -> str:
 
 
 def _read_openings(workdir: Path) -> dict[str, dict[str, int]]:
-    """Purpose -> case -> how often the run opened its label, in all rounds; the doctor's looks at the folder as well.
+    """Purpose -> case -> how often the run opened its label, in all rounds and all its processes; the doctor's looks at
+    the folder as well.
 
     Lines that cannot be read are the audit's to find.
     """
     found: dict[str, dict[str, int]] = {}
-    for folder in (*sorted((workdir / ROUNDS_FOLDER).glob("*")), workdir):
+    others = sorted(path.parent for path in (workdir / WORKERS_FOLDER).glob(f"*/{LEDGER_FILE}"))
+    for folder in (*sorted((workdir / ROUNDS_FOLDER).glob("*")), workdir, *others):
         run_id = ((_read_json(folder / RUN_FILE) or {}).get("label_ledger") or {}).get("run_id")
         path = folder / LEDGER_FILE
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
@@ -110,7 +113,8 @@ def _read_openings(workdir: Path) -> dict[str, dict[str, int]]:
                 case_id, purpose, of = entry["case_id"], entry["purpose"], entry["run_id"]
             except (ValueError, KeyError, TypeError):
                 continue
-            if of in (run_id, "doctor"):
+            # Another process begins anew at each start, and what its earlier starts taught is in the chief's weights.
+            if of in (run_id, "doctor") or folder in others:
                 cases = found.setdefault(purpose, {})
                 cases[case_id] = cases.get(case_id, 0) + 1
     return found

@@ -150,11 +150,15 @@ def test_the_labels_that_were_opened_are_shown_and_one_of_an_unlabelled_scan_sta
     (earlier / "run.json").write_text('{"label_ledger": {"run_id": "first"}}', encoding="utf-8")
     line = b'{"run_id": "first", "purpose": "self_test", "case_id": "s01"}'
     (earlier / "label_access.jsonl").write_bytes(line + b"\n\xff\n")
+    other = workdir / "workers" / "1"
+    other.mkdir(parents=True)
+    line = '{"run_id": "an earlier start", "purpose": "crops", "case_id": "s01"}\n'
+    (other / "label_access.jsonl").write_text(line, encoding="utf-8")
     labels = report_of(workdir).one("section", aria_labelledby="labels")
     rows = [[node.text for node in row.children] for row in labels.all("tr")[1:]]
     assert rows == [
         ["self test", "1", "1", "s01 "], ["training", "1", "2", "s01 "], ["scoring", "1", "1", "t01 "],
-        ["data check", "1", "1", "s01 "],
+        ["data check", "1", "1", "s01 "], ["crops", "1", "1", "s01 "],
     ]  # fmt: skip
     openings(workdir, ("r", "training", "s01"), ("r", "training", "s02"))
     labels = report_of(workdir).one("section", aria_labelledby="labels")
