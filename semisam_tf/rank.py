@@ -108,12 +108,12 @@ def opinion_of(
 
     from semisam_tf.inference.ranking import Opinion, features_of, mean_entropy
     from semisam_tf.sam.session import SamCallError
-    from semisam_tf.sam.target import dice
+    from semisam_tf.sam.target import class_dice
 
     probs = {which: predictor.probs(volume.image) for which, predictor in predictors.items()}
     masks = {which: array.argmax(axis=-1).astype(np.uint8) for which, array in probs.items()}
     disagreement: dict[str, float | None] = {
-        "student_teacher": 1 - dice(masks["student"] > 0, masks["teacher"] > 0),
+        "student_teacher": 1 - class_dice(masks["student"], masks["teacher"]),
         "uncertainty": mean_entropy(probs["teacher"]),
     }
     if ensemble is not None:

@@ -15,7 +15,7 @@ from semisam_tf.sam.prompts import AUTO, component_prompts, prompt_kinds
 from semisam_tf.sam.resident import ResidentEmbeddings
 from semisam_tf.sam.runtime import CPU
 from semisam_tf.sam.session import SamSession
-from semisam_tf.sam.target import SamTarget, dice
+from semisam_tf.sam.target import SamTarget, class_dice
 from semisam_tf.sam.views import Sighting, Views, views_of
 
 # Views whose embeddings (a few MiB each) and logits are held at a time.
@@ -281,7 +281,7 @@ class SamBranch:
             "weighted_share": float(np.mean(trusted)),
             "mean_weight": float(weight[trusted].mean(dtype=np.float64)) if trusted.any() else 0.0,
             "predicted_iou": float(np.mean(ious)) if ious else 0.0,
-            "agreement": dice(sam_mask[trusted] > 0, predicted_mask[trusted] > 0) if trusted.any() else 0.0,
+            "agreement": class_dice(sam_mask[trusted], predicted_mask[trusted]) if trusted.any() else 0.0,
         }
         # SAM was not asked about specks, so its silence on them is no reason to unlearn them.
         weight = np.where(unasked, np.float32(0), weight).transpose(back)

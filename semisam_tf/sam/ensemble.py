@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from semisam_tf.sam.branch import SamBranch
-from semisam_tf.sam.target import SamTarget, dice
+from semisam_tf.sam.target import SamTarget, class_dice
 from semisam_tf.sam.trust import OrganPrior, voxel_agreement
 
 
@@ -81,7 +81,7 @@ class SamEnsemble:
         scores = {name: float(np.mean([answer.scores[name] for answer in answers])) for name in answers[0].scores}
         trusted = weight > 0
         predicted = class_probs.argmax(axis=-1)
-        scores["agreement"] = dice(fused_mask[trusted] > 0, predicted[trusted] > 0) if trusted.any() else 0.0
+        scores["agreement"] = class_dice(fused_mask[trusted], predicted[trusted]) if trusted.any() else 0.0
         weight *= np.float32(self.scan_trust(scores["agreement"]))
         trusted = weight > 0
         scores["weighted_share"] = float(np.mean(trusted))

@@ -16,7 +16,7 @@ from scipy import ndimage, optimize, special
 
 from semisam_tf.sam.ensemble import SamEnsemble
 from semisam_tf.sam.fusion import fuse
-from semisam_tf.sam.target import dice
+from semisam_tf.sam.target import class_dice
 
 # How far borders are moved, as a share of the organ's equivalent radius.
 SPOILS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
@@ -155,7 +155,7 @@ def run_selftest(
     Args:
         ensemble: As it will teach, without the trust that this test is to give.
         scans: Name, image float32 [X, Y, Z, C], label uint8 [X, Y, Z] and spacing_mm of each labelled scan.
-        n_classes: Classes with background; Dice is that of all organs together.
+        n_classes: Classes with background; Dice is the mean over them.
         seed: Of the spoiling.
         fusion, smoothing_vox: What is made of SAM's answer, as `fuse` takes them. Where nothing is taught the prompt
             stands: a student keeps what it thinks there.
@@ -173,10 +173,10 @@ def run_selftest(
             if not trusted.any():
                 continue
             probs, weight = fuse(said, prompt, fusion, smoothing_vox)
-            truth, asked, answer = label > 0, prompt.argmax(axis=-1) > 0, said.probs.argmax(axis=-1) > 0
-            learnt = np.where(weight > 0, probs.argmax(axis=-1) > 0, asked)
-            agreement = dice(answer[trusted], asked[trusted])
-            points.append(Point(case_id, spoil, dice(asked, truth), dice(learnt, truth), agreement))
+            asked, answer = prompt.argmax(axis=-1), said.probs.argmax(axis=-1)
+            learnt = np.where(weight > 0, probs.argmax(axis=-1), asked)
+            agreement = class_dice(answer[trusted], asked[trusted])
+            points.append(Point(case_id, spoil, class_dice(asked, label), class_dice(learnt, label), agreement))
     if len(points) < 2:
         raise ValueError(
             f"Expected SAM to answer spoilt masks of the labelled scans. Received: {len(points)} answers; the organ "

@@ -19,7 +19,7 @@ class SamTarget:
             "slices_prompted", "prompts": how many slices (or windows) and prompts the target is from;
             "weighted_share": share of voxels with a weight above 0; "mean_weight": mean weight over those voxels;
             "predicted_iou": mean of SAM's own opinion of its masks;
-            "agreement": Dice of SAM's foreground and the prediction's where the weight is above 0.
+            "agreement": Dice of SAM's classes and the prediction's where the weight is above 0 (`class_dice`).
             The last three are 0 where there is nothing to take them over.
         soft: float32 [X, Y, Z, K], the probabilities that SAM's logits stand for: the sigmoid of the surest class's
             logit above the threshold, the rest background.
@@ -42,3 +42,15 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Dice of two boolean masks, in [0, 1]; two empty masks agree wholly."""
     total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
     return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0
+
+
+def class_dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean Dice over the classes but background that either of two masks shows; two empty masks agree wholly.
+
+    Of two organs that are taken for each other the foregrounds agree, and the classes do not.
+
+    Args:
+        a, b: Classes, whole numbers of one shape.
+    """
+    shown = np.union1d(np.unique(a), np.unique(b))
+    return float(np.mean([dice(a == k, b == k) for k in shown if k])) if shown.any() else 1.0

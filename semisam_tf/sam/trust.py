@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from semisam_tf.sam.target import dice
+from semisam_tf.sam.target import class_dice
 
 NONE = "one"
 VIEW_TRUSTS = ("iou", "prediction", "continuity")
@@ -63,16 +63,16 @@ def view_trust(
     trust = dict.fromkeys(view_ious, 1.0)
     ordered = sorted(view_ious)
     for position, view in enumerate(ordered):
-        said = sam_mask[regions[view]] > 0
+        said = sam_mask[regions[view]]
         if "iou" in names:
             trust[view] *= float(np.clip(view_ious[view], 0, 1).mean())
         if "prediction" in names:
-            trust[view] *= dice(said, predicted_mask[regions[view]] > 0)
+            trust[view] *= class_dice(said, predicted_mask[regions[view]])
         # Windows of a 3D model have no neighbours to lie over.
         if "continuity" in names and len(ordered) > 1 and len(said) == 1:
             beside = [ordered[i] for i in (position - 1, position + 1) if 0 <= i < len(ordered)]
             # The better of two: at its ends an organ has a neighbour on one side only.
-            trust[view] *= max(dice(said, sam_mask[regions[other]] > 0) for other in beside)
+            trust[view] *= max(class_dice(said, sam_mask[regions[other]]) for other in beside)
     return trust
 
 

@@ -17,7 +17,7 @@ from semisam_tf.sam.branch import SamBranch
 from semisam_tf.sam.cache import EmbeddingCache
 from semisam_tf.sam.manifest import Manifest
 from semisam_tf.sam.session import SamSession
-from semisam_tf.sam.target import dice
+from semisam_tf.sam.target import class_dice, dice
 
 
 def bright_image(shape: tuple[int, int, int] = (16, 16, 4)) -> np.ndarray:
@@ -355,6 +355,30 @@ def test_any_grid_and_prediction_gives_a_sound_target(
     background = np.where(class_probs.argmax(axis=-1) == 0, target.weight, np.nan)
     for weights in np.moveaxis(background, axis, 0):
         assert len(np.unique(weights[~np.isnan(weights)])) <= 1
+
+
+def test_dice_of_classes_knows_organs_from_each_other() -> None:
+    mask = np.array([0, 1, 1, 2, 2, 0])
+    assert class_dice(mask, mask) == 1
+    # Foreground and foreground are the same.
+    assert class_dice(mask, np.array([0, 2, 2, 1, 1, 0])) == 0
+    # Class 1 agrees, of class 2 half is missing: 2 / 3.
+    assert class_dice(mask, np.array([0, 1, 1, 2, 0, 0])) == pytest.approx((1 + 2 / 3) / 2)
+    assert class_dice(mask * 0, mask * 0) == 1
+    assert class_dice(np.array([0, 1]), np.array([0, 0])) == 0
+
+
+def test_two_organs_that_sam_takes_for_each_other_do_not_agree(session: SamSession) -> None:
+    """The double marks boxes whole: with a margin both organs grow around, and the border between them stays."""
+    mask = np.zeros((16, 16, 1), int)
+    mask[2:8, 2:8, 0], mask[8:14, 2:8, 0] = 1, 2
+    agreed = SamBranch(session, margin_vox=0).target(bright_image((16, 16, 1)), one_hot(mask, 3))
+    assert agreed.scores["agreement"] == 1
+    grown = SamBranch(session, margin_vox=2).target(bright_image((16, 16, 1)), one_hot(mask, 3))
+    found = grown.probs[..., 0, :].argmax(axis=-1)
+    assert grown.scores["agreement"] == pytest.approx(
+        np.mean([dice(found == k, mask[..., 0] == k) for k in (1, 2)]), abs=1e-6
+    )
 
 
 def test_dice() -> None:
