@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semisam_tf.config import SAM_DEVICE_FLAGS
 from semisam_tf.options import OptionError, option, run_command
-from semisam_tf.shards import locked_for, parse_shard
+from semisam_tf.shards import parse_shard
 
 # Without a value they are as the run has them.
 _OF_THE_RUN = ("sam_prompts", "sam_points", "sam_point_choice")
@@ -78,7 +78,7 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     from semisam_tf.data.splits import read_cases
     from semisam_tf.inference.run_folder import read_run, unlabelled_cases
     from semisam_tf.training.pseudolabels import write_nifti
-    from semisam_tf.training.rounds import make_targets
+    from semisam_tf.training.rounds import make_targets, targets_held
 
     run = read_run(Path(config.workdir))
     same = {
@@ -99,13 +99,10 @@ def pseudolabel_command(config: PseudolabelConfig) -> int:
     if shard is not None:
         cases = shard.share(cases)
     folder = Path(config.output)
-    make_targets(
-        settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model, shard=shard
-    )
-    if config.nifti:
-        with locked_for(folder, "folder of targets", shard):
-            for case_id in cases:
-                write_nifti(settings, folder, case_id, on_source=config.nifti_grid == "source")
+    with targets_held(folder, shard):
+        make_targets(settings, Path(config.workdir), folder, cases, labelled=run["labelled"], wanted=config.model)
+        for case_id in cases if config.nifti else ():
+            write_nifti(settings, folder, case_id, on_source=config.nifti_grid == "source")
     logging.info("Targets of %d scans in %s%s.", len(cases), folder, f", shard {shard}" if shard else "")
     return 0
 

@@ -22,7 +22,7 @@ import re
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,13 @@ class ScanEmbeddings:
         self.path, self._make_room = path, make_room
         self._shape, self._bytes = embedding_shape, _embedding_bytes(embedding_shape)
         self._data_offset = _data_offset(views)
-        self._file = os.open(path, os.O_RDWR)
+        try:
+            self._file = os.open(path, os.O_RDWR)
+        except PermissionError as error:
+            raise PermissionError(
+                f"Expected embeddings that may be read and written, to share them: {path} is another user's. Choose "
+                "another --sam_cache_dir, or have that user run with umask 002 in a folder of a common group."
+            ) from error
         weakref.finalize(self, os.close, self._file)
         self._entries = np.frombuffer(self._read(_PAGE, views * _ENTRY.itemsize), _ENTRY).copy()
         self._verified: set[int] = set()
@@ -100,12 +106,12 @@ class ScanEmbeddings:
         self._make_room(sum(len(part) + _PAGE for part in parts) + _PAGE)
         for i, part in zip(indices, parts, strict=True):
             self._write(self._data_offset + i * self._bytes, part)
-        os.fdatasync(self._file)
+        self._sync()
         for i, part in zip(indices, parts, strict=True):
             self._entries[i] = _WRITTEN | zlib.crc32(part)
             self._write(_PAGE + i * _ENTRY.itemsize, self._entries[i].tobytes())
             self._verified.add(i)
-        os.fdatasync(self._file)
+        self._sync()
 
     def _verify(self, index: int) -> bool:
         if not self._entries[index]:
@@ -124,13 +130,23 @@ class ScanEmbeddings:
         # Of a file that somebody has cut since it was opened.
         return data.ljust(count, b"\0")
 
-    def _write(self, offset: int, data: bytes) -> None:
+    def _sync(self) -> None:
+        # Some file systems say only here that they are full.
+        with self._full_disk_said():
+            os.fdatasync(self._file)
+
+    @contextlib.contextmanager
+    def _full_disk_said(self) -> Iterator[None]:
         try:
-            done = os.pwrite(self._file, data, offset)
+            yield
         except OSError as error:
             raise OSError(
                 f"{full_disk(self.path.parent, self.path)} Another --sam_cache_dir may have more ({error.strerror})."
             ) from error
+
+    def _write(self, offset: int, data: bytes) -> None:
+        with self._full_disk_said():
+            done = os.pwrite(self._file, data, offset)
         if done < len(data):
             self._write(offset + done, data[done:])
 
@@ -213,9 +229,11 @@ class EmbeddingCache:
         for file in sorted(kept, key=lambda file: (file in in_use, kept[file].st_atime_ns)):
             if freed >= excess:
                 break
-            if file != path:
-                file.unlink(missing_ok=True)
-                removed, freed = removed + 1, freed + _disk_bytes(kept[file])
+            # What another user keeps in a folder where each may remove his own alone stays.
+            with contextlib.suppress(PermissionError):
+                if file != path:
+                    file.unlink(missing_ok=True)
+                    removed, freed = removed + 1, freed + _disk_bytes(kept[file])
         # Half of what is left: other processes write, too.
         self._room_bytes = min(max(0, freed - excess) // 2, _WRITES_UNSEEN * n_bytes)
         if removed:

@@ -5,8 +5,9 @@ Reference: self-training with a SAM's help, as in SemiSAM-O1; the fusion of both
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,7 +66,8 @@ def _train(config: Config) -> dict[str, Any]:
         train_once(earlier)
         targets_dir = str(Path(earlier.workdir) / "targets")
         split = split_of(config)
-        make_targets(config, Path(earlier.workdir), Path(targets_dir), split.unlabelled, labelled=split.labelled)
+        with targets_held(Path(targets_dir)):
+            make_targets(config, Path(earlier.workdir), Path(targets_dir), split.unlabelled, labelled=split.labelled)
     if config.rounds > 1:
         logging.info("Round %d of %d.", config.rounds, config.rounds)
     return train_once(dataclasses.replace(config, targets_dir=targets_dir))
@@ -102,6 +104,19 @@ def earlier_round(config: Config, number: int, targets_dir: str) -> Config:
     )
 
 
+@contextlib.contextmanager
+def targets_held(folder: Path, shard: Shard | None = None) -> Iterator[None]:
+    """Holds a folder of targets: alone, and cleared of what killed processes left, or with the other shards.
+
+    Raises:
+        RuntimeError: Another process writes targets there.
+    """
+    with locked_for(folder, "folder of targets", shard):
+        if shard is None:
+            sweep(folder)
+        yield
+
+
 def make_targets(
     config: Config,
     workdir: Path,
@@ -109,58 +124,54 @@ def make_targets(
     case_ids: Sequence[str],
     labelled: Sequence[str],
     wanted: str = "auto",
-    shard: Shard | None = None,
 ) -> None:
     """Writes the targets of those scans that have none yet, from the finished run in `workdir`.
 
     Args:
         config: How scans are read and SAM is asked.
         workdir: The run that predicts.
-        folder: Where targets go.
+        folder: Where targets go; `targets_held` by the caller.
         case_ids: The scans; their labels are not opened.
         labelled: Cases whose labels the trusts "prior" and "selftest" may look at.
         wanted: "student", "teacher", or "auto" for what the run decided.
-        shard: Of several processes that write into the folder, this one; `case_ids` are its share.
 
     Raises:
         OptionError: The folder holds targets that were made otherwise.
-        RuntimeError: Another process writes targets there.
+        ValueError: A scan lies otherwise than those that the run was trained on.
+        RuntimeError: SAM does not answer.
     """
-    with locked_for(folder, "folder of targets", shard):
-        if shard is None:
-            sweep(folder)
-        predictor, which = load_predictor(workdir, wanted)
-        run = read_run(workdir)
-        making: dict[str, Any] = {
-            "run": run_id_of(run),
-            "model": which,
-            LEARNED_FROM: labels_behind(workdir, run),
-            **asking_of(config),
-            **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
-        }
-        missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
-        if config.largest_component:
-            # Older versions taught islands: what they left whole stands.
-            making["smallest_piece"] = SMALLEST_PIECE if missing else (making_of(folder) or {}).get("smallest_piece")
-        require_same_making(folder, making)
-        if not missing:
-            return
-        ensemble, cut, cache = None, RegionCutter(predictor.locator), scan_cache_of(config)
-        if config.sam_folders():
-            scans = []
-            if looks_at_labels(config):
-                scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"), cut)
-            ensemble = sam_ensemble(config, scans, sam_sessions(config))
-        sam = _Asking(config, ensemble, folder)
-        for number, case_id in enumerate(missing, start=1):
-            (volume,) = load_unlabelled(config, [case_id], cut, cache)
-            predictor.require_own_orientation(volume)
-            predicted = predictor.probs_for_targets(volume.image)
-            said = sam.target(volume, predicted)
-            probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
-            write_target(folder, case_id, probs, weight, said.scores, cut.regions[case_id])
-            logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
-        sam.require_an_answer()
+    predictor, which = load_predictor(workdir, wanted)
+    run = read_run(workdir)
+    making: dict[str, Any] = {
+        "run": run_id_of(run),
+        "model": which,
+        LEARNED_FROM: labels_behind(workdir, run),
+        **asking_of(config),
+        **{f"--{name}": getattr(config, name) for name in ("sam_fusion", "sam_smoothing_vox")},
+    }
+    missing = [case_id for case_id in case_ids if not target_path(folder, case_id).is_file()]
+    if config.largest_component:
+        # Older versions taught islands: what they left whole stands.
+        making["smallest_piece"] = SMALLEST_PIECE if missing else (making_of(folder) or {}).get("smallest_piece")
+    require_same_making(folder, making)
+    if not missing:
+        return
+    ensemble, cut, cache = None, RegionCutter(predictor.locator), scan_cache_of(config)
+    if config.sam_folders():
+        scans = []
+        if looks_at_labels(config):
+            scans = load_labelled(config, labelled, LabelLedger(workdir, run_id_of(run)).access("self_test"), cut)
+        ensemble = sam_ensemble(config, scans, sam_sessions(config))
+    sam = _Asking(config, ensemble, folder)
+    for number, case_id in enumerate(missing, start=1):
+        (volume,) = load_unlabelled(config, [case_id], cut, cache)
+        predictor.require_own_orientation(volume)
+        predicted = predictor.probs_for_targets(volume.image)
+        said = sam.target(volume, predicted)
+        probs, weight = fuse(said, predicted, config.sam_fusion, config.sam_smoothing_vox)
+        write_target(folder, case_id, probs, weight, said.scores, cut.regions[case_id])
+        logging.log_every_n_seconds(logging.INFO, "Targets from the %s: %d of %d.", 15, which, number, len(missing))
+    sam.require_an_answer()
 
 
 class _Asking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -339,3 +340,44 @@ def test_somebody_elses_file_is_used_though_its_times_are_not_ours_to_set(
 
     monkeypatch.setattr(os, "utime", refused)
     assert EmbeddingCache(tmp_path).scan("a", "a" * 64, 4, LARGE).missing([0]) == []
+
+
+def test_a_file_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = filled(EmbeddingCache(tmp_path), "a"), os.open
+
+    def refused(name: Path, flags: int, *rest: int) -> int:
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError, match=rf"{path} is another user's. Choose another --sam_cache_dir"):
+        EmbeddingCache(tmp_path).scan("a", "a" * 64, 4, LARGE)
+
+
+def test_a_disk_that_says_only_at_the_end_that_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = EmbeddingCache(tmp_path).scan("a", "a" * 64, 4, LARGE)
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(OSError, match=rf"Expected room for {stored.path}.*Another --sam_cache_dir may have more"):
+        stored.write([0], np.zeros((1, *LARGE), np.float16))
+    assert stored.missing([0]) == [0]
+
+
+def test_what_may_not_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = EmbeddingCache(tmp_path, limit_bytes=10 * VIEW_BYTES)
+    theirs, unlink = filled(cache, "a"), Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path == theirs:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for name in ("b", "c", "d"):
+        filled(cache, name)
+    # Unused for longest, and there still; the next oldest went in its place.
+    assert names_in(tmp_path) == ["a", "d"]
