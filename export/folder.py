@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def replacing_folder(output: Path) -> Iterator[Path]:
     """A new folder beside `output` to write to, which takes its place when the block succeeds.
 
     Should the block raise (Ctrl-C included), `output` is as it was, and nothing else is left, nor are parent folders
-    that were made for it. What a killed process left is swept away here.
+    that were made for it. What a killed process of this machine left is swept away here.
 
     Args:
         output: Absolute path, links resolved: what is replaced is the folder, not a link to it.
@@ -74,7 +76,7 @@ def replacing_folder(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _sweep(output)
-        staging = Path(tempfile.mkdtemp(prefix=f"{_prefix(output)}{os.getpid()}.", dir=output.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f"{_prefix(output)}{os.getpid()}-{_machine()}.", dir=output.parent))
     except OSError as error:
         _remove_empty(made)
         raise ValueError(
@@ -120,13 +122,18 @@ def _sweep(output: Path) -> None:
     """Removes what killed exports left beside `output`; puts back the old export where one died while replacing it."""
     left_overs = [path for path in output.parent.iterdir() if path.name.startswith(_prefix(output))]
     for left_over in sorted(left_overs):
-        owner = left_over.name.removeprefix(_prefix(output)).partition(".")[0]
-        if owner.isdigit() and _is_running(int(owner)):
+        process, _, machine = left_over.name.removeprefix(_prefix(output)).partition(".")[0].partition("-")
+        # Of other machines and containers, where each may be process 1, it is not known here who runs.
+        if machine != _machine() or (process.isdigit() and _is_running(int(process))):
             continue
         if left_over.name.endswith(_OLD) and not output.exists():
             os.rename(left_over, output)
         else:
             shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def _is_running(process: int) -> bool:

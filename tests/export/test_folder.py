@@ -67,18 +67,20 @@ def test_failed_move_puts_the_old_export_back(tmp_path: Path, monkeypatch: pytes
 
 def test_what_a_killed_export_left_is_swept(tmp_path: Path) -> None:
     dead, alive = 10**9, os.getppid()
-    left = [f".sam.partial.{dead}.x", f".sam.partial.{alive}.y", ".other.partial.1.z", f".sam.partial.{dead}.x.old"]
+    here = folder._machine()
+    kept = [f".sam.partial.{alive}-{here}.y", f".sam.partial.{dead}-elsewhere.v", ".other.partial.1.z"]
+    left = [f".sam.partial.{dead}-{here}.x", *kept, f".sam.partial.{dead}-{here}.x.old"]
     for name in left:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text(name, encoding="utf-8")
     (tmp_path / "sam").mkdir()
     with replacing_folder(tmp_path / "sam") as staging:
         (staging / "a").write_text("new", encoding="utf-8")
-    assert names(tmp_path) == sorted([f".sam.partial.{alive}.y", ".other.partial.1.z", "sam"])
+    assert names(tmp_path) == sorted([*kept, "sam"])
 
 
 def test_export_that_died_while_replacing_is_put_back(tmp_path: Path) -> None:
-    (tmp_path / f".sam.partial.{10**9}.x.old").mkdir()
+    (tmp_path / f".sam.partial.{10**9}-{folder._machine()}.x.old").mkdir()
     with pytest.raises(KeyboardInterrupt):
         interrupted(tmp_path / "sam", KeyboardInterrupt)
     assert names(tmp_path) == ["sam"]
