@@ -89,6 +89,11 @@ class Config:
     consistency_weight: float = option(0.1, "Largest weight of the student-teacher term.")
     consistency_ramp_steps: int = option(6000, "The consistency weight ramps up over this.", unit="steps")
     ema_decay: float = option(0.99, "Longest memory of the teacher.", unit="0..1")
+    ema_warmup: float = option(
+        1.0,
+        "How the teacher's memory grows, W in min(1 - W/(t + W), --ema_decay) at step t. 1 (the paper): the teacher is "
+        "the plain mean of all students at first, the untrained ones too; more: late ones count more.",
+    )
     teacher_noise: float = option(0.1, "Standard deviation of the teacher's input noise, clipped at twice that.")
     uncertainty_passes: int = option(8, "Noisy teacher passes of UA-MT.", unit="passes")
     copy_paste_start_step: int = option(
@@ -364,6 +369,7 @@ def validate(config: Config) -> None:
         ),
         (not 0 <= config.dropout < 1, "--dropout: expected a rate in [0, 1)."),
         (not 0 <= config.ema_decay < 1, "--ema_decay: expected a value in [0, 1)."),
+        (not 0 < config.ema_warmup < math.inf, "--ema_warmup: expected a finite value above 0."),
         (not 0 <= config.foreground_fraction <= 1, "--foreground_fraction: expected a share in [0, 1]."),
         (
             not 0 <= config.lower_percentile < config.upper_percentile <= 100,

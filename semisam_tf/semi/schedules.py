@@ -26,9 +26,14 @@ def stepped_rampup(step: int, ramp_steps: int) -> float:
     return sigmoid_rampup(max(step, 0) * RAMP_LEVELS // ramp_steps, RAMP_LEVELS)
 
 
-def ema_decay(step: int, longest: float) -> float:
-    """Decay of the teacher's moving average at `step` (0-based): min(1 - 1/(t+1), longest). 0 copies the student."""
-    return min(1.0 - 1.0 / (step + 1), longest)
+def ema_decay(step: int, longest: float, warmup: float = 1.0) -> float:
+    """Decay of the teacher's moving average at `step` (0-based): min(1 - W/(t+W), longest). 0 copies the student.
+
+    Until it is as long as `longest`, the teacher is the mean of all students so far, each weighted by its step to the
+    power W - 1 or so (polynomial-decay averaging, Shamir and Zhang 2013): W = 1, the paper's, weighs the first, which
+    know nothing, as much as the last.
+    """
+    return min(1.0 - warmup / (step + warmup), longest)
 
 
 def entropy_threshold(step: int, max_steps: int, n_classes: int) -> float:

@@ -61,7 +61,7 @@ class Schedule(NamedTuple):
         return cls(
             step,
             schedules.learning_rate(step, last, config.learning_rate, config.lr_schedule, config.lr_decay_every),
-            schedules.ema_decay(step, config.ema_decay),
+            schedules.ema_decay(step, config.ema_decay, config.ema_warmup),
             schedules.entropy_threshold(step, last, config.n_classes),
             step >= config.copy_paste_start_step,
             weights,

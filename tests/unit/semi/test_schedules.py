@@ -34,6 +34,10 @@ def test_ema_decay_warms_up():
     assert schedules.ema_decay(1, 0.99) == 0.5
     assert schedules.ema_decay(98, 0.99) == pytest.approx(98 / 99)
     assert schedules.ema_decay(10_000, 0.99) == 0.99
+    # Ten times the warm-up: the same decay ten times as late, and the first student is copied either way.
+    assert schedules.ema_decay(0, 0.99, 10) == 0.0
+    assert schedules.ema_decay(980, 0.99, 10) == pytest.approx(98 / 99)
+    assert schedules.ema_decay(1000, 0.99, 10) == 0.99
 
 
 def test_consistency_ramps_up_and_sam_ramps_down():
