@@ -99,6 +99,7 @@ METHODS = {
         for name in ("mean_teacher", "ua_mt")
     },
     "mean_teacher_recent": Method(_RECENT),
+    "mean_teacher_recent_own": Method((*_RECENT, *_OFTEN, "--sam_dir=")),
     "mean_teacher_recent_sam": Method((*_RECENT, *_OFTEN)),
     **{f"{name}_own_targets": Method((*flags, *_OFFLINE), teacher=name) for name, flags in _FRAMEWORKS.items()},
     **{
@@ -112,7 +113,8 @@ _PAIRS = [
     *(("supervised", name) for name in _ABLATIONS),
     *((name, f"{name}_{how}") for name in ("mean_teacher", "ua_mt") for how in ("sam", "sam_fused")),
     ("mean_teacher", "mean_teacher_recent"),
-    ("mean_teacher_recent", "mean_teacher_recent_sam"),
+    *(("mean_teacher_recent", f"mean_teacher_recent_{whose}") for whose in ("own", "sam")),
+    ("mean_teacher_recent_own", "mean_teacher_recent_sam"),
     *((f"{name}_own_targets", f"{name}_sam_targets") for name in _FRAMEWORKS),
     *((name, f"{name}_{whose}_targets") for name in _FRAMEWORKS for whose in ("own", "sam")),
     ("config_without_sam", "config"),

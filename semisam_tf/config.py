@@ -415,8 +415,10 @@ def validate(config: Config) -> None:
             "in.",
         ),
         (
-            config.sam_mode in ("online", "cached") and not config.sam_folders(),
-            "--sam_mode needs --sam_dir: the folder of a SAM export.",
+            not config.sam_folders()
+            and (config.sam_mode == "online" or (config.sam_mode == "cached" and config.sam_fusion == "sam")),
+            "--sam_mode needs --sam_dir: the folder of a SAM export; --sam_mode=cached with --sam_fusion=mean can do "
+            "without and teaches the predictions alone.",
         ),
         (
             config.sam_mode == "offline" and config.rounds == 1 and not config.targets_dir,

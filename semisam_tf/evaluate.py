@@ -235,7 +235,7 @@ def evaluate_command(config: EvaluateConfig) -> int:
             f"{sam['prompts_decoded']:.0f} prompts decoded)"
         )
         if not sam["sam_calls"]:
-            calls = "targets on file"
+            calls = "targets that SAM was not called for"
         if "sam_share" in sam:  # older versions do not say
             calls += f" with a part of SAM's in {sam['sam_share']:.1%} of a scan"
         sys.stdout.write(

@@ -34,7 +34,7 @@ class SamTeaching:
 
     Args:
         config: `sam_*` settings.
-        sam: What asks SAM.
+        sam: What asks SAM; None: nobody, and the targets are the predictions (cached, fused as their mean).
         crop_probs: [U, x, y, z, C] -> probs [U, x, y, z, K] of the model whose predictions prompt SAM.
         volume_probs: The same for a whole scan [X, Y, Z, C] -> [X, Y, Z, K].
         unlabelled: The unlabelled scans, in the training grid.
@@ -44,7 +44,7 @@ class SamTeaching:
     def __init__(
         self,
         config: Config,
-        sam: SamEnsemble,
+        sam: SamEnsemble | None,
         crop_probs: Callable[[np.ndarray], np.ndarray],
         volume_probs: Callable[[np.ndarray], np.ndarray],
         unlabelled: list[Volume],
@@ -89,18 +89,21 @@ class SamTeaching:
         weight = np.zeros(images.shape[:4], np.float32)
         if step < self.config.sam_start_step:
             return probs, weight
-        before, began_s = self.sam.counts(), time.monotonic()
+        before, began_s = self._counts(), time.monotonic()
         if self.config.sam_mode == "online":
             self._online(step, batch, probs, weight)
         else:
             self._cached(batch, probs, weight)
-        for name, count in self.sam.counts().items():
+        for name, count in self._counts().items():
             self.totals[name] += count - before[name]
         self.totals["duration_s"] += time.monotonic() - began_s
         self.totals["voxels"] += weight.size
         self.totals["voxels_taught"] += int(np.count_nonzero(weight))
         self.totals["weight_sum"] += float(weight.sum(dtype=np.float64))
         return probs, weight
+
+    def _counts(self) -> dict[str, int]:
+        return {} if self.sam is None else self.sam.counts()
 
     def _online(self, step: int, batch: Batch, probs: np.ndarray, weight: np.ndarray) -> None:
         first = len(batch.labels)
@@ -134,13 +137,15 @@ class SamTeaching:
         if target is None:
             self.kept.pop(case_id, None)
             return
+        self.kept[case_id] = packed(as_bytes(*self._fused(target, predicted)))
+        if self.sam is None:
+            return
         # The first targets take seconds each, so the steps' own progress lines would be long in coming.
         logging.log_every_n_seconds(
             logging.INFO, "SAM: %s, %.0f prompts in %.0f views, Dice %.3f with the prediction; target %d", 15,
             case_id, target.scores["prompts"], target.scores["slices_prompted"], target.scores["agreement"],
             self.totals["targets"],
         )  # fmt: skip
-        self.kept[case_id] = packed(as_bytes(*self._fused(target, predicted)))
         if self.on_target is not None:
             self.on_target(case_id, predicted, target)
 
@@ -153,6 +158,9 @@ class SamTeaching:
         Raises:
             RuntimeError: So many targets failed in a row that SAM is broken.
         """
+        if self.sam is None:
+            self.totals["targets"] += 1
+            return SamTarget.silent(predicted.shape)
         try:
             target = self.sam.target(image, predicted, **about)
         except SamCallError as error:

@@ -69,9 +69,9 @@ class Training:
         sam: SamTeaching | StoredTargets | None = None
         if config.sam_mode == "offline":
             sam = StoredTargets(config.targets_dir, unlabelled, config.n_classes, config.sam_start_step)
-        elif sessions:
+        elif config.sam_mode != "off":
             predictor = Predictor(config, student if config.sam_prompts_from == "student" else teacher)
-            ensemble = sam_ensemble(config, labelled, sessions)
+            ensemble = sam_ensemble(config, labelled, sessions) if sessions else None
             sam = SamTeaching(config, ensemble, predictor.crop_probs, predictor.probs_for_targets, unlabelled, oracle)
         adversary = _adversary(config, channels) if config.method in USES_DISCRIMINATOR else None
         train_step = TrainStep(

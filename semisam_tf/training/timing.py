@@ -43,6 +43,7 @@ def time_run(config: Config, labelled: list[str], unlabelled: list[str], ledger_
     from semisam_tf.distribution.devices import require_precision
     from semisam_tf.training.loop import load_data
     from semisam_tf.training.sam_setup import sam_sessions
+    from semisam_tf.training.sam_teaching import SamTeaching
     from semisam_tf.training.state import Training
 
     require_precision(config)
@@ -60,7 +61,7 @@ def time_run(config: Config, labelled: list[str], unlabelled: list[str], ledger_
     late = dataclasses.replace(late, oracle_prompts=False)
     training = Training.build(late, scans[0][0].image.shape[-1], *scans, sessions)
     times = time_steps(training, scans)
-    if training.sam is not None:
+    if isinstance(training.sam, SamTeaching) and training.sam.sam is not None:
         times |= time_sam(training, scans[1][0])
     return times | coarse | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
@@ -114,8 +115,8 @@ def time_sam(training: Training, scan: Any) -> dict[str, Any]:
     from semisam_tf.training.sam_teaching import SamTeaching
 
     config, sam = training.config, training.sam
-    if not isinstance(sam, SamTeaching):
-        raise ValueError(f"Expected a run that asks SAM. Received: sam_mode={config.sam_mode}.")
+    if not isinstance(sam, SamTeaching) or sam.sam is None:
+        raise ValueError(f"Expected a run that asks SAM. Received: {config.sam_mode=}, {config.sam_dir=}.")
     cached = config.sam_mode == "cached"
     image, scan_s = scan.image, 0.0
     if cached:

@@ -102,3 +102,12 @@ def test_volumes(tiny_cohort, tiny_volume_sam, tmp_path, mode, caplog):
     assert sam["mean_weight"] == pytest.approx(0.75, abs=0.01)
     named = "double sees volumes, not slices; without effect: --sam_axis, --sam_slice_step."
     assert (named in caplog.text) == (mode == "cached")
+
+
+def test_cached_without_a_sam_teaches_the_predictions(tiny_cohort, tmp_path):
+    sam = train(config_of(tiny_cohort, tmp_path / "run", "", sam_mode="cached", sam_fusion="mean"))["sam"]
+    assert (sam["targets"], sam["sam_calls"], sam["sam_share"]) == (3, 0, 0)
+    # All of the scan, and of a crop what lies in it.
+    assert sam["taught_share"] > 0.5
+    assert sam["mean_weight"] == 1
+    assert "taught" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

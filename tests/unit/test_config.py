@@ -53,6 +53,8 @@ def test_the_papers_setting():
         ({"labeled_per_batch": 5}, "at most --batch_size"),
         ({"labeled_per_batch": 4}, "learns from unlabelled items too: lower --labeled_per_batch"),
         ({"sam_mode": "online"}, "--sam_mode needs --sam_dir"),
+        ({"sam_mode": "online", "sam_fusion": "mean"}, "--sam_mode needs --sam_dir"),
+        ({"sam_mode": "cached"}, "--sam_mode=cached with --sam_fusion=mean can do without"),
         ({"method": "bidirectional_copy_paste", "copy_paste_start_step": 6000}, "below --max_steps"),
         ({"method": "bidirectional_copy_paste", "copy_paste_start_step": -1}, "at least 0"),
         ({"pseudo_label_weight": -0.5}, "finite values of at least 0"),

@@ -143,6 +143,28 @@ def test_sams_part_is_counted_before_its_answer_is_averaged(stream, unlabelled, 
     assert (said["mean_weight"] == 1) == (fusion == "mean")
 
 
+def test_without_sam_the_prediction_is_the_target(stream, unlabelled):
+    """What a run with SAM is to be held against: the same targets, made as often, without SAM's part."""
+    config = dataclasses.replace(CONFIG, sam_dir="", sam_fusion="mean")
+
+    def half_sure(image):
+        probs = np.zeros((*image.shape[:3], 3), np.float32)
+        probs[..., 0] = probs[..., 1] = 0.5
+        return probs
+
+    sam = SamTeaching(config, None, None, half_sure, unlabelled)
+    for t in range(3):
+        batch = stream.batch(t)
+        probs, weight = sam.targets(t, batch)
+        inside = weight > 0
+        np.testing.assert_allclose(probs[inside][:, 1], 127 / 255, atol=1e-6)
+        assert probs[inside][:, 2].max() == 0
+        assert (weight[inside] == 1).all()
+    said = sam.summary()
+    # At visits 0 and 2 of two scans.
+    assert (said["targets"], said["sam_calls"], said["sam_share"], said["taught_share"] > 0.5) == (4, 0, 0, True)
+
+
 def test_summary_counts_voxels_and_weight(stream, unlabelled):
     sam = teaching(CONFIG, unlabelled)
     weights = np.array([sam.targets(t, stream.batch(t))[1] for t in range(3)])
