@@ -266,7 +266,7 @@ def test_the_client_command_writes_a_mask_on_the_scan(saved, stand_in, tmp_path,
         (nifti(np.zeros((201, 2, 2))), NAME, r"Expected a scan of 1 to 200 voxels .* Received: 201 2 2"),
         (nifti(np.zeros((5, 4, 3)))[:-7], NAME, "truncated: 585 bytes"),
         (b"no scan", NAME, "a header of 348 bytes"),
-        (gzip.compress(nifti(np.zeros((5, 4, 3))), mtime=0)[:-8] + bytes(8), NAME, "Expected a gzip file that is not dama"),
+        (gzip.compress(nifti(np.zeros((5, 4, 3))), mtime=0)[:-8] + bytes(8), NAME, "a gzip file that is not damaged"),
         (nifti(np.zeros((5, 4, 3))), "right_atrium", "Expected the name of a model .* Received: 'right_atrium'"),
     ],
 )
