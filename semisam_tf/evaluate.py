@@ -234,10 +234,8 @@ def evaluate_command(config: EvaluateConfig) -> int:
             f"{sam['sam_calls']:.0f} SAM calls ({sam['slices_encoded']:.0f} slices encoded, "
             f"{sam['prompts_decoded']:.0f} prompts decoded)"
         )
-        if not sam["sam_calls"]:
-            calls = "targets that SAM was not called for"
         if "sam_share" in sam:  # older versions do not say
-            calls += f" with a part of SAM's in {sam['sam_share']:.1%} of a scan"
+            calls += f", SAM has a part in {sam['sam_share']:.1%} of a scan's target"
         sys.stdout.write(
             f"In training: {calls}, {sam['taught_share']:.1%} of the unlabelled voxels taught, mean weight "
             f"{sam['mean_weight']:.3f}\n"

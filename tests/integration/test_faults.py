@@ -225,8 +225,8 @@ def test_a_sam_call_that_fails_costs_its_scan_the_weight(data, sam_that_fails_on
     assert caplog.text.count("SAM failed on") == sam["failed_targets"]
     assert sam["targets"] > 0
     assert sam["prompts_decoded"] > 0
-    names = {name for name in final_arrays(workdir) if name.startswith("/sam/weight")}
-    assert "/sam/weight/case3" not in names
+    names = {name for name in final_arrays(workdir) if name.startswith("/sam/packed")}
+    assert "/sam/packed/case3" not in names
     assert names
 
 

@@ -18,7 +18,7 @@ from semisam_tf.inference.predictor import load_predictor
 from semisam_tf.sam.target import dice
 from semisam_tf.serving.save import SaveConfig, save
 from semisam_tf.training.sam_setup import sam_ensemble, sam_sessions
-from semisam_tf.training.targets import mask_of
+from semisam_tf.training.targets import mask_of, opened
 
 STEPS = 90
 # What so short a run has learnt; the spine, a tenth of a lung, takes the length of the flagfile (docs/multiclass.md).
@@ -91,11 +91,12 @@ def test_the_saved_model_writes_predicts_mask(data, run, tmp_path):
 def test_sams_target_has_every_class_in_its_place(run):
     with h5py.File(run / "checkpoints" / f"step_{STEPS:08d}.h5") as file:
         targets = {item.attrs["name"]: item[()] for item in file["sam"].values()}
-    assert set(targets) == {"probs/subject_02", "weight/subject_02"}
-    mask = mask_of(targets["probs/subject_02"])
+    assert set(targets) == {"packed/subject_02"}
+    with opened(targets["packed/subject_02"]) as target:
+        mask, weight = mask_of(target.probs[()]), target.weight[()]
     assert set(np.unique(mask)) >= {0, *LEARNT}
     assert_in_place(mask)
-    assert targets["weight/subject_02"].any()
+    assert weight.any()
     assert json.loads((run / "result.json").read_text(encoding="utf-8"))["sam"]["taught_share"] > 0
 
 
