@@ -83,7 +83,9 @@ def _head(files: RunFiles) -> Html:
     method = files.config["method"].replace("_", " ")
     mode = files.config["sam_mode"]
     teachers = {"off": "without SAM", "offline": "taught by targets on file"}
-    sam = teachers.get(mode, f"taught by SAM ({mode})")
+    # Cached goes without a SAM as well.
+    teacher = "SAM" if files.config["sam_dir"] else "its own predictions"
+    sam = teachers.get(mode, f"taught by {teacher} ({mode})")
     words = f"{method}, {sam}, {files.config['network']}, {files.config['n_classes']} classes, background included"
     return joined(
         [

@@ -151,8 +151,9 @@ def sam_trust(files: RunFiles) -> Html:
         for (title, note), values in zip(texts, (shares, weights, calls), strict=True)
         if any(value is not None for value in values)
     ]
+    teacher = "targets on file" if on_file else "SAM" if files.config["sam_dir"] else "the run's own predictions"
     words = (
-        f"From step {start} on {'targets on file' if on_file else 'SAM'} taught {share(last['taught_share'])} of the "
+        f"From step {start} on {teacher} taught {share(last['taught_share'])} of the "
         f"unlabelled voxels, with a mean weight of {last['mean_weight']:.3f}. "
     )
     if not on_file:

@@ -379,3 +379,11 @@ def test_the_command_writes_it_anew_and_names_what_is_missing(make_run, tmp_path
     assert main([f"--workdir={workdir}"]) == 1
     assert str(workdir / "metrics.json") in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_cached_targets_without_a_sam_are_not_called_sams(make_run, report_of):
+    page = report_of(make_run(SAM | {"sam_dir": ""}, CASES))
+    assert "taught by its own predictions (cached)" in page.one("header").text
+    assert "on the run's own predictions taught" in page.one("section", aria_labelledby="sam").text
+    with_sam = report_of(make_run(SAM | {"sam_dir": "models/sam"}, CASES, name="with"))
+    assert "taught by SAM (cached)" in with_sam.one("header").text
